@@ -1,0 +1,1 @@
+"""Ledger, index and the memory bank over them."""

@@ -1,0 +1,53 @@
+"""LangGraph agents whose memory is learned.
+
+Importing this package imports nothing heavy and does nothing; the names below are loaded on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from memweave.graphs.memory_r1 import create_memory_r1_agent
+    from memweave.memory_stores import MemoryBank, open_bank
+    from memweave.models import chat_model
+    from memweave.records import Memory, MemoryHit, MemoryOp, ProposedOp, Scope, Turn
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Memory": "memweave.records",
+    "MemoryBank": "memweave.memory_stores",
+    "MemoryHit": "memweave.records",
+    "MemoryOp": "memweave.records",
+    "ProposedOp": "memweave.records",
+    "Scope": "memweave.records",
+    "Turn": "memweave.records",
+    "chat_model": "memweave.models",
+    "create_memory_r1_agent": "memweave.graphs.memory_r1",
+    "open_bank": "memweave.memory_stores",
+}
+
+__all__ = [
+    "Memory",
+    "MemoryBank",
+    "MemoryHit",
+    "MemoryOp",
+    "ProposedOp",
+    "Scope",
+    "Turn",
+    "chat_model",
+    "create_memory_r1_agent",
+    "open_bank",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'memweave' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,82 @@
+"""Every error that memweave raises on purpose.
+
+    MemweaveError
+    ├── UsageError               the caller asked for something that cannot be; exit code 2
+    │   ├── SettingsError        a setting is unknown, malformed or contradictory
+    │   ├── ScopeError           a call reached for another tenant's or user's data
+    │   ├── UnknownMemoryError   no such memory (or operation) in this scope
+    │   ├── ConflictError        an id is taken, or the memory changed since it was read
+    │   └── InputError           a file, message or embedding cannot be read as what it should be
+    └── OperationError           the world did not play along; exit code 1
+        ├── DataFolderError      a data folder cannot be used
+        │   ├── FormatError      it was written by a newer (or unknown) format
+        │   └── EmbeddingMismatchError   it was made with another embedding model
+        ├── UnavailableError     Qdrant, the database or a model endpoint does not answer
+        ├── StorageFullError     the disk is full
+        └── ModelReplyError      a model answered, but not with what was asked for
+
+`UsageError` is for whoever wrote the call, `OperationError` for whoever runs the system. What a model or a tool gets wrong
+inside a graph is data (a failed operation), not an exception. Messages name what happened, on what, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class MemweaveError(Exception):
+    """Base of all memweave errors; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(MemweaveError):
+    """The call cannot be carried out as written."""
+
+    exit_code = 2
+
+
+class SettingsError(UsageError):
+    """A setting is unknown, malformed or contradicts another."""
+
+
+class ScopeError(UsageError):
+    """A call reached for data outside its scope."""
+
+
+class UnknownMemoryError(UsageError):
+    """No such memory or operation in this scope (also when it exists in another scope)."""
+
+
+class ConflictError(UsageError):
+    """An id is already taken, or a memory changed since it was read."""
+
+
+class InputError(UsageError):
+    """Input cannot be read as what it should be."""
+
+
+class OperationError(MemweaveError):
+    """Something outside the program failed."""
+
+
+class DataFolderError(OperationError):
+    """A data folder cannot be used."""
+
+
+class FormatError(DataFolderError):
+    """A data folder or file has a format that this version does not know."""
+
+
+class EmbeddingMismatchError(DataFolderError):
+    """A data folder was made with another embedding model."""
+
+
+class UnavailableError(OperationError):
+    """A server that is needed does not answer."""
+
+
+class StorageFullError(OperationError):
+    """The disk is full; nothing was changed."""
+
+
+class ModelReplyError(OperationError):
+    """A model answered with something other than what it was asked for."""

@@ -1,0 +1,1 @@
+"""Evaluations: retrieval recall and question answering, over the real memory bank and graphs."""

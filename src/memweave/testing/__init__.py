@@ -1,0 +1,1 @@
+"""Fakes, oracles and conformance tests that users of memweave can run too."""

@@ -1,0 +1,1 @@
+"""Readers of public data sets and generators of tasks with hidden truth."""

@@ -1,0 +1,1 @@
+"""Training from traces. torch is imported here and nowhere above."""
