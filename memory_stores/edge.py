@@ -1,0 +1,205 @@
+"""The default engine: Qdrant Edge, the Rust engine of Qdrant in this process, on disk.
+
+One process owns a folder (`opening.py` sees to that). Writes go through Edge's write-ahead log, so they survive a hard exit; the
+marker is a point of its own, written after the points it speaks for.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from memweave.errors import DataFolderError, StorageFullError
+from memweave.memory_stores.engine import (
+    KEYWORD_FIELDS,
+    NUMBER_FIELDS,
+    Condition,
+    IndexHit,
+    IndexPoint,
+    IndexQuery,
+    Marker,
+    Match,
+    point_id,
+)
+
+if TYPE_CHECKING:
+    import qdrant_edge as qe
+
+_MARKER_ID: Final = uuid.UUID(int=0)
+_BATCH: Final = 512
+
+
+class EdgeEngine:
+    """A `VectorEngine` over one Qdrant Edge shard in `path`; `dimension` is the length of dense vectors.
+
+    wal: write-ahead log; a temporary index does without (it is rebuilt anyway).
+    Raises: DataFolderError when the folder cannot be opened, for example because another process holds it.
+    """
+
+    def __init__(self, path: Path, dimension: int, *, wal: bool = True) -> None:
+        self._path = path
+        self._dimension = dimension
+        self._wal = wal
+        self._shard = self._open()
+
+    def _open(self) -> qe.EdgeShard:
+        import qdrant_edge as qe
+
+        config = qe.EdgeConfig(
+            vectors={"dense": qe.EdgeVectorParams(size=self._dimension, distance=qe.Distance.Cosine)},
+            sparse_vectors={"bm25": qe.EdgeSparseVectorParams(modifier=qe.Modifier.Idf)},
+            wal_enabled=self._wal,
+        )
+        try:
+            if (self._path / "edge_config.json").exists():
+                return qe.EdgeShard.load(str(self._path))
+            self._path.mkdir(parents=True, exist_ok=True)
+            shard = qe.EdgeShard.create(str(self._path), config)
+            for update in _field_indexes():
+                shard.update(update)
+            return shard
+        except Exception as error:  # the binding raises bare Exceptions with the engine's text
+            raise _translated(error, f"index {self._path}") from error
+
+    def upsert(self, points: Sequence[IndexPoint]) -> None:
+        """Insert points, or replace those with the same partition and key."""
+        import qdrant_edge as qe
+
+        for start in range(0, len(points), _BATCH):
+            batch = [
+                qe.Point(
+                    p.id,
+                    {"dense": p.dense.tolist(), "bm25": qe.SparseVector(p.sparse.indices, p.sparse.values)},
+                    {"partition": p.partition, "key": p.key.hex, "version": p.version, **p.fields},
+                )
+                for p in points[start : start + _BATCH]
+            ]
+            self._update(qe.UpdateOperation.upsert_points(batch))
+
+    def delete(self, points: Sequence[tuple[str, uuid.UUID]]) -> None:
+        """Remove points by (partition, key); an absent one is ignored."""
+        import qdrant_edge as qe
+
+        if points:
+            self._update(qe.UpdateOperation.delete_points([point_id(*point) for point in points]))
+
+    def drop_partition(self, partition: str) -> None:
+        """Remove all points of a partition."""
+        import qdrant_edge as qe
+
+        self._update(qe.UpdateOperation.delete_points_by_filter(_filter(partition, ())))
+
+    def search(self, query: IndexQuery) -> list[IndexHit]:
+        """Return the best `query.limit` points of the partition, best first."""
+        try:
+            found = self._shard.query(_request(query))
+        except Exception as error:
+            raise _translated(error, f"search in index {self._path}") from error
+        return [
+            IndexHit(uuid.UUID(hex=payload["key"]), payload["version"], point.score)
+            for point in found
+            if (payload := point.payload) is not None
+        ]
+
+    def count(self, partition: str | None = None) -> int:
+        """Return the number of points, of one partition or of all."""
+        import qdrant_edge as qe
+
+        if partition is not None:
+            return self._shard.count(qe.CountRequest(exact=True, filter=_filter(partition, ())))
+        return self._shard.count(qe.CountRequest(exact=True)) - (self.marker() is not None)
+
+    def marker(self) -> Marker | None:
+        """Return how far the ledger has been projected, or `None` for a new index."""
+        found = self._shard.retrieve([_MARKER_ID], True, False)
+        if not found or found[0].payload is None:
+            return None
+        payload = found[0].payload
+        return Marker(payload["ledger"], payload["seq"], payload["write_key"])
+
+    def set_marker(self, marker: Marker) -> None:
+        """Record how far the ledger has been projected; durable after the points written before it."""
+        import qdrant_edge as qe
+
+        self._update(qe.UpdateOperation.upsert_points([qe.Point(_MARKER_ID, {}, dict(marker._asdict()))]))
+
+    def optimize(self) -> bool:
+        """Merge segments and build HNSW graphs; blocks for seconds on large indexes. Returns whether it did anything."""
+        return self._shard.optimize()
+
+    def clear(self) -> None:
+        """Remove everything, files included: nothing that was deleted stays readable on disk."""
+        self._shard.close()
+        shutil.rmtree(self._path, ignore_errors=True)
+        self._shard = self._open()
+
+    def close(self) -> None:
+        """Flush and release the folder."""
+        self._shard.flush()
+        self._shard.close()
+
+    def _update(self, operation: qe.UpdateOperation) -> None:
+        try:
+            self._shard.update(operation)
+        except Exception as error:
+            raise _translated(error, f"write to index {self._path}") from error
+
+
+def _field_indexes() -> Iterable[qe.UpdateOperation]:
+    import qdrant_edge as qe
+
+    yield qe.UpdateOperation.create_field_index("partition", qe.KeywordIndexParams(is_tenant=True))
+    for field in KEYWORD_FIELDS:
+        yield qe.UpdateOperation.create_field_index(field, qe.PayloadSchemaType.Keyword)
+    for field in NUMBER_FIELDS:
+        yield qe.UpdateOperation.create_field_index(field, qe.PayloadSchemaType.Float)
+
+
+def _filter(partition: str, conditions: Sequence[Condition]) -> qe.Filter:
+    import qdrant_edge as qe
+
+    must: list[qe.FieldCondition] = [qe.FieldCondition("partition", match=qe.MatchValue(partition))]
+    for c in conditions:
+        if isinstance(c, Match):
+            must.append(qe.FieldCondition(c.field, match=qe.MatchAny(list(c.values))))
+        else:
+            must.append(qe.FieldCondition(c.field, range=qe.RangeFloat(gte=c.gte, gt=c.gt, lte=c.lte, lt=c.lt)))
+    return qe.Filter(must=must)
+
+
+def _request(query: IndexQuery) -> qe.QueryRequest:
+    import qdrant_edge as qe
+
+    where = _filter(query.partition, query.conditions)
+    # IDF over the partition: another tenant's texts must not change this one's scores.
+    idf = qe.SearchParams(idf=qe.IdfParams(corpus=_filter(query.partition, ())))
+    dense = qe.Query.Nearest(query.dense.tolist(), using="dense") if query.dense is not None else None
+    bm25 = None
+    if query.sparse is not None:
+        bm25 = qe.Query.Nearest(qe.SparseVector(query.sparse.indices, query.sparse.values), using="bm25")
+    payload = ["key", "version"]
+    if dense is not None and bm25 is not None:
+        return qe.QueryRequest(
+            limit=query.limit,
+            query=qe.Fusion.Rrf(k=query.rrf_k, weights=list(query.weights)),
+            prefetches=[
+                qe.Prefetch(limit=query.prefetch, query=dense, filter=where),
+                qe.Prefetch(limit=query.prefetch, query=bm25, filter=where, params=idf),
+            ],
+            with_payload=payload,
+        )
+    return qe.QueryRequest(
+        limit=query.limit, query=dense or bm25, filter=where, params=idf if dense is None else None, with_payload=payload
+    )
+
+
+def _translated(error: Exception, what: str) -> Exception:
+    text = str(error)
+    if "No space left" in text or "os error 28" in text:
+        return StorageFullError(f"the disk is full: {what} failed. Free space and repeat; the index catches up by itself.")
+    if "WouldBlock" in text or "lock" in text.lower():
+        return DataFolderError(f"{what} is held by another process. Close it, or use another data folder.")
+    return DataFolderError(f"{what} failed: {text}. If the folder is damaged, `memweave memory rebuild` restores it from the ledger.")
