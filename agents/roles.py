@@ -1,8 +1,9 @@
 """The seam between graphs and policies: a request goes in, the reply text of one text protocol comes out.
 
-A role (extractor, manager, answerer) is one request record, one renderer and one parser. Whatever answers the request is a `Policy`:
-hand-written rules, a hosted chat model, or a trained local model. All of them reply in the same text protocol, so graphs, parsers
-and traces cannot tell them apart. A policy does not know the memory bank, the graph or the parser.
+A role (extractor, manager, answerer, judge) is one request record, one renderer and one parser. Whatever answers the
+request is a `Policy`: hand-written rules, a hosted chat model, or a trained local model. All of them reply in the same
+text protocol, so graphs, parsers and traces cannot tell them apart. A policy does not know the memory bank, the graph
+or the parser.
 
 Text protocol (Memory-R1, section 3.7; ids are per-prompt numbers, never UUIDs):
 
@@ -11,8 +12,9 @@ Text protocol (Memory-R1, section 3.7; ids are per-prompt numbers, never UUIDs):
                 event is ADD, UPDATE, DELETE or NOOP (NONE is read as NOOP); id is the number of the memory it changes
                 (UPDATE, DELETE; optional for NOOP; ignored for ADD); only changed items are written, so
                 {"memory": []} means that nothing changes; reason is one short sentence
-    answerer    the lines of the memories that matter, quoted with their numbers, e.g. "[3] 2023-05-08: ...", then a last line
-                "**Answer:** <at most six words>"
+    answerer    the lines of the memories that matter, quoted with their numbers, e.g. "[3] 2023-05-08: ...", then a
+                last line "**Answer:** <at most six words>"
+    judge       {"reason": "...", "label": "CORRECT"}   or WRONG
 """
 
 from __future__ import annotations
@@ -74,7 +76,17 @@ class AnswerRequest(Record):
     failed: tuple[Attempt, ...] = ()
 
 
-RequestT = TypeVar("RequestT", ExtractRequest, ManageRequest, AnswerRequest, contravariant=True)
+class JudgeRequest(Record):
+    """Does `answer` say the same as `reference`?"""
+
+    question: str
+    reference: str
+    answer: str
+    system_prompt: str | None = None
+    failed: tuple[Attempt, ...] = ()
+
+
+RequestT = TypeVar("RequestT", ExtractRequest, ManageRequest, AnswerRequest, JudgeRequest, contravariant=True)
 
 
 class Policy(Protocol[RequestT]):
@@ -101,6 +113,7 @@ class Policy(Protocol[RequestT]):
 Extractor = Policy[ExtractRequest]
 Manager = Policy[ManageRequest]
 Answerer = Policy[AnswerRequest]
+Judge = Policy[JudgeRequest]
 
 
 def dated(memory: Memory) -> str:
@@ -109,5 +122,13 @@ def dated(memory: Memory) -> str:
 
 
 def numbered(memories: Sequence[Memory]) -> str:
-    """Return one line `[i] date: text` per memory, numbered by position."""
-    return "\n".join(f"[{i}] {dated(memory)}" for i, memory in enumerate(memories))
+    """Return one line `[i] date: text` per memory, numbered by position.
+
+    Line breaks inside a memory become spaces: a text with "[7] ..." on a line of its own must not pass for a memory.
+    """
+    return "\n".join(f"[{i}] {one_line(dated(memory))}" for i, memory in enumerate(memories))
+
+
+def one_line(text: str) -> str:
+    """Return `text` with every run of white space as one space."""
+    return " ".join(text.split())

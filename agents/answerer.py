@@ -1,0 +1,77 @@
+"""The answerer: pick the memories that matter, then answer from them (Memory-R1, section 3.7: memory distillation).
+
+Also how recalled memories are put before a chat model: as delimited data in a message of their own, never in the
+system prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Final
+
+from langchain_core.messages import BaseMessage, HumanMessage
+
+from memweave.agents.rendering import Profile, conversation
+from memweave.agents.replies import without_thinking
+from memweave.agents.roles import AnswerRequest, dated, numbered, one_line
+from memweave.errors import ModelReplyError
+from memweave.records import Memory, Record
+
+MARKER: Final = "**Answer:**"
+
+_MARKER: Final = re.compile(
+    r"\*\*\s*(?:final )?answer\s*:?\s*\*\*\s*:?|^\s*(?:final )?answer\s*:", re.IGNORECASE | re.MULTILINE
+)
+_QUOTED: Final = re.compile(r"\[(\d{1,6}(?:\s*,\s*\d{1,6})*)\]", re.ASCII)
+
+
+class Answer(Record):
+    """What an answerer said."""
+
+    text: str
+    used: tuple[int, ...]
+    """Numbers of the memories that it quoted, in the order of quoting; those that were not shown are left out."""
+
+
+def render_answer(request: AnswerRequest, profile: Profile = "full") -> list[BaseMessage]:
+    """Return the messages that show the memories, a block per participant, and ask the question."""
+    lines: list[str] = []
+    shown = list(enumerate(request.memories))
+    for speaker, block in groupby(shown, key=lambda pair: pair[1].speaker):
+        lines.append(f"Memories of {speaker}:" if speaker else "Memories:")
+        lines += [f"[{i}] {one_line(dated(memory))}" for i, memory in block]
+        lines.append("")
+    if not shown:
+        lines += ["Memories:", "(none)", ""]
+    asked = f" (asked on {request.asked_at:%Y-%m-%d})" if request.asked_at else ""
+    lines.append(f"Question{asked}: {one_line(request.question)}")
+    return conversation("answerer", profile, request.system_prompt, "\n".join(lines), request.failed)
+
+
+def parse_answer_reply(reply: str, request: AnswerRequest) -> Answer:
+    """Return the line after the last `**Answer:**` (else the last line that is not blank), and the memories quoted.
+
+    Raises `ModelReplyError` when there is no answer in it.
+    """
+    text = without_thinking(reply)
+    if not text:
+        raise ModelReplyError(f"The reply is empty. End it with a line that starts with {MARKER}")
+    markers = list(_MARKER.finditer(text))
+    rest = text[markers[-1].end() :] if markers else text
+    lines = [stripped for line in rest.splitlines() if (stripped := line.strip("* \t"))]
+    if not lines:
+        raise ModelReplyError(f"There is nothing after {MARKER}")
+    answer = one_line(lines[0] if markers else lines[-1])
+    quoted = (int(n) for group in _QUOTED.findall(text) for n in group.split(","))
+    return Answer(text=answer, used=tuple(dict.fromkeys(n for n in quoted if n < len(request.memories))))
+
+
+def recalled_message(memories: Sequence[Memory]) -> HumanMessage:
+    """Return recalled memories as one message of delimited data, to stand before what the user says.
+
+    A memory cannot end the block: `<` is written as `&lt;` inside it.
+    """
+    body = numbered(memories).replace("<", "&lt;")
+    return HumanMessage(f"<memories>\n{body}\n</memories>", name="memories")
