@@ -1,0 +1,69 @@
+"""Options that commands share, and the way from options to an open bank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from memweave.errors import DataFolderError, SettingsError
+
+if TYPE_CHECKING:
+    from memweave.config import Settings
+    from memweave.memory_stores import MemoryBank
+    from memweave.records import Scope
+
+User = Annotated[str | None, typer.Option("--user", "-u", help="Whose memories (or MEMWEAVE_USER).")]
+Tenant = Annotated[str | None, typer.Option("--tenant", help="Whose installation.  [default: default]")]
+Home = Annotated[Path | None, typer.Option("--home", help="Data folder.  [default: .memweave]")]
+Embedding = Annotated[
+    str | None, typer.Option("--embedding", help="minilm, hashing or openai:MODEL@URL.  [default: what the folder has]")
+]
+Model = Annotated[str | None, typer.Option("--model", help="rule, openai:NAME or openai:NAME@URL.  [default: rule]")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a command works with."""
+
+    settings: Settings
+    bank: MemoryBank
+    scope: Scope
+
+
+@contextmanager
+def session(*, create: bool = False, **options: object) -> Iterator[Session]:
+    """Read the settings, open the bank and close it at the end.
+
+    create: whether a data folder may be made.  Raises: SettingsError without a user, DataFolderError without a folder.
+    """
+    from memweave.config import Settings
+    from memweave.records import Scope
+
+    settings = Settings.load(**options)
+    if settings.user is None:
+        raise SettingsError("No user is given. Add --user NAME, or set MEMWEAVE_USER.")
+    if not create and settings.ledger_url is None and not settings.home.exists():
+        raise DataFolderError(
+            f"There is no data folder at {settings.home}. Make one with `memweave remember FILE --user {settings.user}`, "
+            "or name another with --home."
+        )
+    with open_bank_from(settings) as bank:
+        yield Session(settings, bank, Scope(tenant=settings.tenant, user=settings.user))
+
+
+def open_bank_from(settings: Settings) -> MemoryBank:
+    """Open the bank that the settings describe."""
+    from memweave.memory_stores import open_bank
+
+    return open_bank(
+        settings.home,
+        embedding=settings.embedding,
+        ledger_url=settings.ledger_url.get_secret_value() if settings.ledger_url else None,
+        qdrant_url=settings.qdrant_url,
+    )
