@@ -51,7 +51,9 @@ def normalise(text: str) -> str:
     symbols and all Unicode punctuation, so a typographic apostrophe equals a straight one. An answer that consists of
     articles only keeps them: the option `A` stays `a`.
     """
-    kept = (c for c in text.lower() if c not in string.punctuation and unicodedata.category(c)[0] != "P")
+    lowered = unicodedata.normalize("NFC", text).lower()
+    kept = (c for c in lowered if c not in string.punctuation and unicodedata.category(c)[0] != "P")
+    # Again, because removing a mark can bring a letter and its accent together.
     words = unicodedata.normalize("NFC", "".join(kept)).split()
     return " ".join([word for word in words if word not in _ARTICLES] or words)
 
