@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from langchain_core.messages import BaseMessage
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from memweave.agents.rendering import Profile, conversation, spoken
 from memweave.agents.replies import json_object
@@ -31,12 +31,15 @@ def parse_extract_reply(reply: str, request: ExtractRequest) -> list[Fact]:
     items = value["facts"]
     if not isinstance(items, list):
         raise ModelReplyError("The value of 'facts' is not a list")
-    texts = [_text(item, number) for number, item in enumerate(items, 1)]
-    return [Fact(text=text, turn=request.turn) for text in dict.fromkeys(texts)]
+    facts = [_fact(item, number, request) for number, item in enumerate(items, 1)]
+    return list({fact.text: fact for fact in facts}.values())
 
 
-def _text(item: JsonValue, number: int) -> str:
+def _fact(item: JsonValue, number: int, request: ExtractRequest) -> Fact:
     value = item.get("text", item.get("fact")) if isinstance(item, dict) else item
     if not isinstance(value, str) or not value.strip():
         raise ModelReplyError(f"Fact {number} is not a sentence: {item!r:.60}")
-    return one_line(value)
+    try:
+        return Fact(text=one_line(value), turn=request.turn)
+    except ValidationError as error:
+        raise ModelReplyError(f"Fact {number}: {error.errors()[0]['msg']}") from None

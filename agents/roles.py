@@ -24,15 +24,14 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from langchain_core.runnables import RunnableConfig
-from pydantic import Field
 
-from memweave.records import Memory, Record, Turn
+from memweave.records import Memory, Record, Text, Turn
 
 
 class Fact(Record):
     """One statement extracted from a turn, about its speaker unless it names someone else."""
 
-    text: str = Field(min_length=1)
+    text: Text
     turn: Turn
     """The turn it was extracted from: speaker, time and source id are read from here."""
 
