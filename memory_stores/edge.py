@@ -99,7 +99,7 @@ class EdgeEngine:
         except Exception as error:
             raise _translated(error, f"search in index {self._path}") from error
         return [
-            IndexHit(uuid.UUID(hex=payload["key"]), payload["version"], point.score)
+            IndexHit(uuid.UUID(hex=payload["key"]), payload["version"], point.score, payload.get("speaker"))
             for point in found
             if (payload := point.payload) is not None
         ]
@@ -180,7 +180,7 @@ def _request(query: IndexQuery) -> qe.QueryRequest:
     bm25 = None
     if query.sparse is not None:
         bm25 = qe.Query.Nearest(qe.SparseVector(query.sparse.indices, query.sparse.values), using="bm25")
-    payload = ["key", "version"]
+    payload = ["key", "version", "speaker"]
     if dense is not None and bm25 is not None:
         return qe.QueryRequest(
             limit=query.limit,
@@ -192,14 +192,22 @@ def _request(query: IndexQuery) -> qe.QueryRequest:
             with_payload=payload,
         )
     return qe.QueryRequest(
-        limit=query.limit, query=dense or bm25, filter=where, params=idf if dense is None else None, with_payload=payload
+        limit=query.limit,
+        query=dense or bm25,
+        filter=where,
+        params=idf if dense is None else None,
+        with_payload=payload,
     )
 
 
 def _translated(error: Exception, what: str) -> Exception:
     text = str(error)
     if "No space left" in text or "os error 28" in text:
-        return StorageFullError(f"the disk is full: {what} failed. Free space and repeat; the index catches up by itself.")
+        return StorageFullError(
+            f"the disk is full: {what} failed. Free space and repeat; the index catches up by itself."
+        )
     if "WouldBlock" in text or "lock" in text.lower():
         return DataFolderError(f"{what} is held by another process. Close it, or use another data folder.")
-    return DataFolderError(f"{what} failed: {text}. If the folder is damaged, `memweave memory rebuild` restores it from the ledger.")
+    return DataFolderError(
+        f"{what} failed: {text}. If the folder is damaged, `memweave memory rebuild` restores it from the ledger."
+    )

@@ -34,15 +34,21 @@ class SearchConfig(Record):
     were chosen on LoCoMo conversation 26 and 50 + 50 HotpotQA / MuSiQue questions (docs/results.md).
     """
 
-    bm25_k: float = Field(default=1.2, ge=0)
+    bm25_k: float = Field(default=1.5, ge=0)
     bm25_b: float = Field(default=0.75, ge=0, le=1)
-    bm25_avg_len: float = Field(default=32.0, gt=0)
+    bm25_avg_len: float = Field(default=40.0, gt=0)
     """Expected length of an indexed text, in tokens after stop words."""
     context_in_bm25: bool = True
     """Index the text around a memory (the message before it) beside its own words."""
+    date_in_bm25: bool = True
+    """Index the date it happened in words ("8 May 2023")."""
 
-    rrf_k: int = Field(default=60, ge=1)
-    dense_weight: float = Field(default=1.0, ge=0)
+    names_in_query: bool = False
+    """Embed the participants' names as part of the query. Without them a name does not pull in all that mentions it."""
+    speaker_boost: float = Field(default=2.0, ge=1)
+    """Factor on the scores of a participant's memories when the query names that one participant; 1 switches it off."""
+    rrf_k: int = Field(default=5, ge=1)
+    dense_weight: float = Field(default=1.5, ge=0)
     bm25_weight: float = Field(default=1.0, ge=0)
     """Weights of reciprocal rank fusion; 0 switches a ranking off."""
     prefetch: int = Field(default=100, ge=1)
@@ -50,7 +56,8 @@ class SearchConfig(Record):
 
     def write_key(self) -> str:
         """Return what identifies the written side of this configuration."""
-        return f"k={self.bm25_k:g},b={self.bm25_b:g},len={self.bm25_avg_len:g},context={int(self.context_in_bm25)}"
+        options = f"context={int(self.context_in_bm25)},date={int(self.date_in_bm25)}"
+        return f"k={self.bm25_k:g},b={self.bm25_b:g},len={self.bm25_avg_len:g},{options}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +122,7 @@ class IndexQuery:
     sparse: Sparse | None
     limit: int
     conditions: tuple[Condition, ...] = ()
-    rrf_k: int = 60
+    rrf_k: int = 5
     weights: tuple[float, float] = (1.0, 1.0)
     prefetch: int = 100
 
@@ -126,6 +133,7 @@ class IndexHit(NamedTuple):
     key: uuid.UUID
     version: int
     score: float
+    speaker: str | None
 
 
 class Marker(NamedTuple):

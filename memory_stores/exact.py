@@ -59,9 +59,7 @@ class ExactIndex:
         tokens, rows, weights = tokens[order], rows[order], weights[order]
         names, starts = np.unique(tokens, return_index=True)
         ends = np.append(starts[1:], len(tokens))
-        return {
-            int(t): (rows[a:b], weights[a:b]) for t, a, b in zip(names, starts, ends, strict=True)
-        }
+        return {int(t): (rows[a:b], weights[a:b]) for t, a, b in zip(names, starts, ends, strict=True)}
 
     def posting(self, token: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return rows (m,) int64 and weights (m,) float32 of the points that contain a token."""
@@ -133,7 +131,7 @@ class ExactEngine:
             return []
         allowed = np.ones(len(points), dtype=bool)
         if query.conditions:
-            allowed = np.fromiter((_matches(p.fields, query.conditions) for p in points), dtype=bool, count=len(points))
+            allowed = np.fromiter((matches(p.fields, query.conditions) for p in points), dtype=bool, count=len(points))
         depth = max(query.prefetch, query.limit)
         rankings: list[tuple[list[int], NDArray[np.float64], float]] = []
         if query.dense is not None:
@@ -172,9 +170,7 @@ class ExactEngine:
             parts.append(np.stack([p.dense for p in own]) @ vector)
         return np.concatenate(parts).astype(np.float64)
 
-    def _bm25_scores(
-        self, query: Sparse, rows: NDArray[np.int64], own: Sequence[IndexPoint]
-    ) -> NDArray[np.float64]:
+    def _bm25_scores(self, query: Sparse, rows: NDArray[np.int64], own: Sequence[IndexPoint]) -> NDArray[np.float64]:
         total = len(rows) + len(own)
         scores = np.zeros(total)
         place = np.full(len(self._base.points), -1, dtype=np.int64)
@@ -193,7 +189,8 @@ class ExactEngine:
         return scores
 
 
-def _matches(fields: Mapping[str, str | float], conditions: Sequence[Condition]) -> bool:
+def matches(fields: Mapping[str, str | float], conditions: Sequence[Condition]) -> bool:
+    """Return whether indexed fields fulfil all conditions."""
     for condition in conditions:
         value = fields.get(condition.field)
         if value is None:
@@ -223,4 +220,5 @@ def _ranked(
 
 
 def _hit(point: IndexPoint, score: float) -> IndexHit:
-    return IndexHit(point.key, point.version, score)
+    speaker = point.fields.get("speaker")
+    return IndexHit(point.key, point.version, score, speaker if isinstance(speaker, str) else None)

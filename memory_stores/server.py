@@ -224,7 +224,7 @@ def _request(query: IndexQuery) -> dict[str, Any]:  # keyword arguments of query
     bm25 = None
     if query.sparse is not None:
         bm25 = m.SparseVector(indices=query.sparse.indices, values=query.sparse.values)
-    common: dict[str, Any] = {"limit": query.limit, "with_payload": ["key", "version"]}
+    common: dict[str, Any] = {"limit": query.limit, "with_payload": ["key", "version", "speaker"]}
     if dense is not None and bm25 is not None:
         return common | {
             "query": m.RrfQuery(rrf=m.Rrf(k=query.rrf_k, weights=list(query.weights))),
@@ -240,7 +240,9 @@ def _request(query: IndexQuery) -> dict[str, Any]:  # keyword arguments of query
 
 def _hits(response: m.QueryResponse) -> list[IndexHit]:
     return [
-        IndexHit(uuid.UUID(hex=point.payload["key"]), point.payload["version"], point.score)
+        IndexHit(
+            uuid.UUID(hex=point.payload["key"]), point.payload["version"], point.score, point.payload.get("speaker")
+        )
         for point in response.points
         if point.payload is not None
     ]

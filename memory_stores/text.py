@@ -1,20 +1,26 @@
-"""What of a record is embedded and indexed, and the BM25 encoder.
+"""What of a record is embedded and indexed, how a query is read, and the BM25 encoder.
 
 The encoder is Qdrant's own (in process, no download), also for a Qdrant server, so both indexes hold the same sparse vectors.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
+from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from memweave.memory_stores.engine import SearchConfig, Sparse
 
 if TYPE_CHECKING:
     from qdrant_edge import Bm25
 
-EMBED_TEMPLATE = 1
+EMBED_TEMPLATE: Final = 1
 """Version of `embedded_text`; part of what vectors are compared under."""
+
+_ROLES: Final = frozenset({"user", "assistant", "human", "ai", "system", "tool", "bot", "agent"})
+"""Speakers that are words of their own in a question, not names."""
 
 
 def embedded_text(text: str, speaker: str | None) -> str:
@@ -22,16 +28,48 @@ def embedded_text(text: str, speaker: str | None) -> str:
     return f'{speaker} said, "{text}"' if speaker else text
 
 
+def named_speakers(query: str, speakers: Collection[str]) -> tuple[str, list[str]]:
+    """Return the query without the participants' names, and the participants it names.
+
+    A participant is named by the full name, by a part of it, or by a capitalised beginning of at least three letters ("Mel" for
+    Melanie), as a whole word, possessive or not. Roles such as "user" are not names. A query of names only is returned as it is.
+    """
+    named: list[str] = []
+    rest = query
+    for speaker in speakers:
+        if speaker.lower() in _ROLES:
+            continue
+        parts = [part.lower() for part in re.findall(r"\w+", speaker)]
+
+        def is_name(match: re.Match[str], parts: list[str] = parts) -> bool:
+            word = match[1]
+            if word.lower() in parts:
+                return True
+            return word[0].isupper() and len(word) >= 3 and any(part.startswith(word.lower()) for part in parts)
+
+        if any(is_name(match) for match in _WORD.finditer(query)):
+            named.append(speaker)
+            rest = _WORD.sub(lambda match: "" if is_name(match) else match[0], rest)
+    rest = " ".join(rest.split())
+    return (rest if re.search(r"\w", rest) else query), named
+
+
+_WORD: Final = re.compile(r"\b(\w+)(?:['’]s)?\b")
+
+
 class Bm25Encoder:
     """Turns texts into BM25 term weights; the engine multiplies them by the inverse document frequency at search time."""
 
     def __init__(self, config: SearchConfig) -> None:
-        self._context = config.context_in_bm25
+        self._config = config
         self._model = _bm25(config.bm25_k, config.bm25_b, config.bm25_avg_len)
 
-    def document(self, text: str, *, speaker: str | None, context: str | None) -> Sparse:
+    def document(self, text: str, *, speaker: str | None, context: str | None, observed_at: datetime | None) -> Sparse:
         """Return the weights of an indexed text."""
-        parts = [speaker, text, context if self._context else None]
+        date = None
+        if observed_at is not None and self._config.date_in_bm25:
+            date = f"{observed_at.day} {observed_at:%B} {observed_at.year}"
+        parts = [speaker, text, context if self._config.context_in_bm25 else None, date]
         vector = self._model.embed_document("\n".join(part for part in parts if part))
         return Sparse(vector.indices, vector.values)
 

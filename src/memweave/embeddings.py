@@ -211,7 +211,9 @@ def embedder(spec: str, *, api_key: str | None = None, timeout: float = 30.0) ->
         return MiniLMEmbedder()
     if kind == "openai" and rest:
         return _openai(rest, api_key=api_key, timeout=timeout)
-    raise SettingsError(f"embedding {spec!r} is not known; choose 'minilm', 'hashing', 'hashing:DIM' or 'openai:MODEL@URL'")
+    raise SettingsError(
+        f"embedding {spec!r} is not known; choose 'minilm', 'hashing', 'hashing:DIM' or 'openai:MODEL@URL'"
+    )
 
 
 def _openai(rest: str, *, api_key: str | None, timeout: float) -> LangChainEmbedder:

@@ -48,10 +48,21 @@ def _printable(value: str) -> str:
     return value
 
 
+def _storable(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not contain the NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"is not valid Unicode (lone surrogate at character {error.start})") from error
+    return value
+
+
 UtcTime = Annotated[datetime, AfterValidator(as_utc)]
 Name = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_printable)]
 """An identifier that a caller chooses: tenant, user, dialogue, speaker, actor."""
-Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT), AfterValidator(_storable)]
+Context = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_storable)]
 
 
 class Record(BaseModel):
@@ -131,7 +142,7 @@ class Turn(Record):
     """When it was said."""
     observed_naive: bool = False
     """The source gave no time zone; `observed_at` reads it as UTC."""
-    previous: str | None = None
+    previous: Context | None = None
     """Text of the message before it, if any: helps to find the turn, is not part of it."""
     trust: Trust = Trust.USER
 
@@ -178,7 +189,7 @@ class Memory(Record):
     speaker: Name | None = None
     """Whose memory it is: the participant it was learned from."""
     dialogue: Name | None = None
-    context: str | None = None
+    context: Context | None = None
     """Text around the memory at its source (the message before); searched, not shown to the model."""
     source_ids: tuple[str, ...] = ()
     observed_at: UtcTime | None = None
@@ -203,7 +214,7 @@ class ProposedOp(Record):
     kind: OpKind
     memory_id: UUID | None = None
     text: Text | None = None
-    reason: Annotated[str, Field(min_length=1, max_length=2_000)]
+    reason: Annotated[str, Field(min_length=1, max_length=2_000), AfterValidator(_storable)]
     """Why, in one sentence; shown by `memory log`."""
     actor: Name
     """Who decided: `rule`, a model name, `user:anna`."""
@@ -212,7 +223,7 @@ class ProposedOp(Record):
     run_id: Name | None = None
     speaker: Name | None = None
     dialogue: Name | None = None
-    context: str | None = None
+    context: Context | None = None
     observed_at: UtcTime | None = None
     observed_naive: bool | None = None
     valid_from: UtcTime | None = None
@@ -254,6 +265,24 @@ class MemoryOp(Record):
     before: Memory | None
     after: Memory | None
     recorded_at: UtcTime
+
+
+class PurgeReceipt(Record):
+    """What a purge erased, in rows."""
+
+    memories: int
+    """Versions of memories."""
+    operations: int
+    turns: int
+
+
+class ImportReceipt(Record):
+    """What an import added, in rows; zeros when everything was there already."""
+
+    memories: int
+    """Versions of memories."""
+    operations: int
+    turns: int
 
 
 class MemoryHit(Record):

@@ -1,0 +1,260 @@
+"""`MemoryBank`: scoped memories over a ledger and an index, and what only a whole bank can do."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+from memweave.memory_stores.branch import Branch
+from memweave.memory_stores.core import Core
+from memweave.memory_stores.engine import AsyncSearch, IndexQuery, conditions
+from memweave.memory_stores.exact import ExactEngine, ExactIndex, matches
+from memweave.memory_stores.ledger import LedgerTransaction
+from memweave.memory_stores.rows import fields_of, point_of
+from memweave.memory_stores.store import MemoryStore, Vector
+from memweave.memory_stores.transfer import export_lines, import_lines
+from memweave.records import (
+    ImportReceipt,
+    IndexFilter,
+    Memory,
+    MemoryHit,
+    MemoryOp,
+    OpStatus,
+    PurgeReceipt,
+    Scope,
+    StoredTurn,
+    TurnStatus,
+)
+
+
+class MemoryBank(MemoryStore):
+    """Memories of many scopes, on disk. Open one with `open_bank`; it is safe to use from any thread and from async code."""
+
+    def __init__(self, core: Core, release: Callable[[], None], *, collection: str = "memories") -> None:
+        super().__init__(core.embedder, core.config, core.encoder, core.executor)
+        self._core = core
+        self._release: Callable[[], None] | None = release
+        self._collection = collection
+
+    def search(
+        self,
+        query: str,
+        *,
+        scope: Scope,
+        limit: int = 10,
+        where: IndexFilter | None = None,
+        as_of: datetime | None = None,
+    ) -> list[MemoryHit]:
+        """Return the memories that fit `query` best, best first: dense and BM25 rankings, fused.
+
+        limit: 1..1000.  where: conditions on top of the scope.  as_of: search the state at that ledger time (exact, slower).
+        Raises: InputError for a blank query or a limit out of range.
+        """
+        if as_of is not None:
+            return self._search_past(query, scope=scope, limit=limit, where=where, as_of=as_of)
+        projector = self._core.projector
+        projector.catch_up()
+        question, boosted = self._plan(
+            query, scope, limit, where, projector.speakers(scope.partition(self._collection))
+        )
+        # A memory that another process replaces in between is found again by the next look.
+        for _ in range(3):
+            hits = self._boosted(projector.engine.search(question), boosted, limit)
+            found = projector.resolve(question.partition, scope, hits)
+            if len(found) == len(hits):
+                break
+            projector.catch_up()
+        return found
+
+    async def asearch(
+        self,
+        query: str,
+        *,
+        scope: Scope,
+        limit: int = 10,
+        where: IndexFilter | None = None,
+        as_of: datetime | None = None,
+    ) -> list[MemoryHit]:
+        """Async twin of `search`; a Qdrant server is asked without occupying a thread."""
+        engine = (await self._in_thread(lambda: self._core.projector)).engine
+        if as_of is not None or not isinstance(engine, AsyncSearch):
+            return await self._in_thread(self.search, query, scope=scope, limit=limit, where=where, as_of=as_of)
+
+        def prepare() -> tuple[IndexQuery, str | None]:
+            projector = self._core.projector
+            projector.catch_up()
+            return self._plan(query, scope, limit, where, projector.speakers(scope.partition(self._collection)))
+
+        question, boosted = await self._in_thread(prepare)
+        hits = self._boosted(await engine.asearch(question), boosted, limit)
+        return await self._in_thread(self._core.projector.resolve, question.partition, scope, hits)
+
+    def memories(
+        self, *, scope: Scope, where: IndexFilter | None = None, as_of: datetime | None = None, limit: int | None = None
+    ) -> list[Memory]:
+        """Return the current memories (or those at a ledger time), oldest first."""
+        partition, asked = self._partition(scope), conditions(where)
+        found = self._core.ledger.memories(partition, scope, at=as_of, limit=None if asked else limit)
+        return [memory for memory, run_id in found if matches(fields_of(memory, run_id), asked)][:limit]
+
+    def log(
+        self,
+        *,
+        scope: Scope,
+        limit: int | None = None,
+        after: int = 0,
+        run_id: str | None = None,
+        memory_id: UUID | None = None,
+        status: OpStatus | None = None,
+        newest: bool = False,
+    ) -> list[MemoryOp]:
+        """Return operations, oldest first; with `newest`, the last `limit` of them."""
+        return self._core.ledger.log(
+            self._partition(scope), scope, after=after, limit=limit, run_id=run_id, memory_id=memory_id, status=status, newest=newest
+        )  # fmt: skip
+
+    def turns(
+        self,
+        *,
+        scope: Scope,
+        dialogue: str | None = None,
+        status: TurnStatus | None = None,
+        before: int | None = None,
+        limit: int | None = None,
+    ) -> list[StoredTurn]:
+        """Return accepted turns, oldest first; with `before` and `limit`, the last ones before that position."""
+        return self._core.ledger.turns(
+            self._partition(scope), scope, dialogue=dialogue, status=status, before=before, limit=limit
+        )
+
+    def speakers(self, *, scope: Scope) -> list[str]:
+        """Return the participants that own current memories, most memories first."""
+        return self._core.ledger.speakers(self._partition(scope))
+
+    def count(self, *, scope: Scope) -> int:
+        """Return the number of current memories."""
+        self._core.projector.catch_up()
+        return self._core.projector.engine.count(self._partition(scope))
+
+    async def acount(self, *, scope: Scope) -> int:
+        """Async twin of `count`."""
+        return await self._in_thread(self.count, scope=scope)
+
+    def purge(self, *, scope: Scope) -> PurgeReceipt:
+        """Erase all memories, operations and turns of a scope, for good. A tombstone without content remains.
+
+        An embedded index is written anew, so that nothing of it stays in its files. On a Qdrant server the points are deleted; the
+        server reclaims their storage in its own time.
+        """
+        with self._core.ledger.write() as tx:
+            partitions, receipt = tx.purge(scope)
+        if partitions:
+            self._core.projector.catch_up()
+        self._core.ledger.database.erase_traces()
+        return receipt
+
+    async def apurge(self, *, scope: Scope) -> PurgeReceipt:
+        """Async twin of `purge`."""
+        return await self._in_thread(self.purge, scope=scope)
+
+    def export(self, *, scope: Scope) -> Iterator[str]:
+        """Yield the scope as JSON lines: a header, then turns, versions and operations with full history (no vectors)."""
+        return export_lines(self._core.ledger, self._partition(scope), scope)
+
+    def import_(self, lines: Iterable[str], *, scope: Scope) -> ImportReceipt:
+        """Add an export to a scope that is empty, history included, or that holds just this export (then nothing happens).
+
+        Raises: InputError naming the line that cannot be read; ConflictError for a scope that holds something else.
+        """
+        partition = self._partition(scope)
+        receipt = import_lines(
+            self._core.ledger, partition, scope, lines, embed=self._embed, collection=self._collection
+        )
+        self._written()
+        return receipt
+
+    async def aexport(self, *, scope: Scope) -> list[str]:
+        """Async twin of `export`; returns all lines."""
+        return await self._in_thread(lambda: list(self.export(scope=scope)))
+
+    async def aimport(self, lines: Sequence[str], *, scope: Scope) -> ImportReceipt:
+        """Async twin of `import_`."""
+        return await self._in_thread(self.import_, lines, scope=scope)
+
+    def branch(self, *, scope: Scope) -> Branch:
+        """Return an overlay over the current state: it reads this bank as it is now, and its writes never leave it."""
+        return Branch(self._core, scope, collection=self._collection)
+
+    async def abranch(self, *, scope: Scope) -> Branch:
+        """Async twin of `branch`."""
+        return await self._in_thread(self.branch, scope=scope)
+
+    def rebuild(self) -> None:
+        """Write the index anew from the ledger. To change the embedding model, see `opening.reembed`."""
+        self._core.projector.rebuild()
+
+    async def arebuild(self) -> None:
+        """Async twin of `rebuild`."""
+        await self._in_thread(self.rebuild)
+
+    def close(self) -> None:
+        """Release the bank; the data folder is closed with its last bank in this process."""
+        if self._release is not None:
+            release, self._release = self._release, None
+            release()
+
+    async def aclose(self) -> None:
+        """Async twin of `close`."""
+        # Not in the bank's own threads: closing waits for them.
+        await asyncio.to_thread(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def _partition(self, scope: Scope) -> str:
+        return scope.partition(self._collection)
+
+    @contextmanager
+    def _write(self, scope: Scope) -> Iterator[LedgerTransaction]:
+        with self._core.ledger.write() as tx:
+            tx.ensure_owner(self._partition(scope), scope, self._collection)
+            yield tx
+
+    def _written(self) -> None:
+        self._core.project()
+
+    def _found(self, ids: Sequence[UUID], *, scope: Scope, as_of: datetime | None = None) -> list[Memory]:
+        partition = self._partition(scope)
+        if as_of is not None:
+            wanted = set(ids)
+            return [m for m, _ in self._core.ledger.memories(partition, scope, at=as_of) if m.id in wanted]
+        return list(self._core.ledger.current(partition, ids, scope).values())
+
+    def _query_vector(self, query: str) -> Vector | None:
+        return self._core.query_vector(query, super()._query_vector)
+
+    def _search_past(
+        self, query: str, *, scope: Scope, limit: int, where: IndexFilter | None, as_of: datetime
+    ) -> list[MemoryHit]:
+        partition = self._partition(scope)
+        versions = {v.memory.id: v for v in self._core.ledger.snapshot(partition, scope, at=as_of)}
+        engine = ExactEngine(ExactIndex([point_of(partition, v, self._encoder) for v in versions.values()]))
+        return self._search_exact(engine, versions, query, scope=scope, limit=limit, where=where)

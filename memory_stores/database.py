@@ -1,0 +1,161 @@
+"""Opening a database for the ledger: SQLite (WAL) by default, PostgreSQL by URL; one writer at a time in both.
+
+SQLite commits are synced to disk (synchronous=FULL) and deleted content is overwritten (secure_delete), so that what was
+acknowledged survives a power cut and what was purged is gone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+
+from memweave.errors import DataFolderError, SettingsError, StorageFullError, UnavailableError
+
+_WRITER_LOCK: Final = 0x6D656D77
+"""Key of the PostgreSQL advisory lock that lets one transaction write at a time: commit order is then the order of `seq`."""
+_PROJECTOR_LOCK: Final = 0x6D656D78
+_BUSY_SECONDS: Final = 30
+
+
+class Database:
+    """A pooled connection to the ledger's database. Raises typed errors that name it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = _parsed(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self.where = f"ledger {self.url.database}" if self.is_sqlite else f"ledger {self.url.render_as_string()}"
+        with self.errors("open"):
+            self.engine = _sqlite(self.url) if self.is_sqlite else _postgres(self.url)
+        self._writer = threading.RLock()
+        self._projector = threading.Lock()
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Yield a connection in a read transaction: one consistent state."""
+        with self.errors("read"), self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Yield a connection in a write transaction, the only one; commits on success, otherwise changes nothing."""
+        with self._writer, self.errors("write"), self.engine.connect() as connection:
+            connection = connection.execution_options(memweave_write=True)
+            with connection.begin():
+                if not self.is_sqlite:
+                    connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITER_LOCK})
+                yield connection
+
+    @contextmanager
+    def projecting(self) -> Iterator[None]:
+        """Let one projector at a time, over all processes that share this database, write to a shared index."""
+        with self._projector:
+            if self.is_sqlite:
+                with _file_lock(Path(f"{self.url.database}.projector.lock")):
+                    yield
+                return
+            with self.errors("read"), self.engine.connect() as connection:
+                connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": _PROJECTOR_LOCK})
+                try:
+                    yield
+                finally:
+                    connection.execute(sa.text("SELECT pg_advisory_unlock(:key)"), {"key": _PROJECTOR_LOCK})
+
+    def erase_traces(self) -> None:
+        """Remove deleted content from the files: the SQLite write-ahead log, or PostgreSQL's dead rows."""
+        with self.errors("purge"):
+            if self.is_sqlite:
+                with self.engine.connect() as connection:
+                    connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            else:
+                with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                    connection.exec_driver_sql(
+                        "VACUUM memweave_ops, memweave_versions, memweave_turns, memweave_scopes"
+                    )
+
+    @contextmanager
+    def errors(self, doing: str) -> Iterator[None]:
+        """Turn the driver's errors into ours."""
+        try:
+            yield
+        except (OperationalError, DBAPIError) as error:
+            raise self._translated(error, doing) from error
+
+    def _translated(self, error: DBAPIError, doing: str) -> Exception:
+        text = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
+        if "is full" in text or "No space left" in text or "disk I/O error" in text:
+            return StorageFullError(
+                f"the disk is full: cannot {doing} {self.where} ({text}). Nothing was changed; free space and repeat."
+            )
+        if "locked" in text:
+            return UnavailableError(
+                f"{self.where} is locked by another writer for {_BUSY_SECONDS} s. Repeat, or find the process that holds it."
+            )
+        if "malformed" in text or "not a database" in text:
+            return DataFolderError(f"{self.where} is damaged ({text}). Restore it from a backup or an export.")
+        if self.is_sqlite and ("unable to open" in text or "readonly" in text):
+            return DataFolderError(
+                f"cannot {doing} {self.where} ({text}). Check that the folder exists and is writable."
+            )
+        if not self.is_sqlite and isinstance(error, OperationalError):
+            return UnavailableError(f"{self.where} does not answer ({text}). Start it or correct ledger_url.")
+        return error
+
+    def close(self) -> None:
+        """Release all connections."""
+        self.engine.dispose()
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise SettingsError(f"ledger_url {url!r} is not a database URL, such as postgresql://user@host/name") from error
+    if parsed.get_backend_name() == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.get_backend_name() == "sqlite":
+        return parsed
+    raise SettingsError(f"ledger_url {parsed.render_as_string()!r}: only sqlite:// and postgresql:// are supported")
+
+
+def _sqlite(url: URL) -> Engine:
+    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False}, pool_size=16)
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: object) -> None:  # the driver's connection
+        connection.isolation_level = None  # we begin transactions ourselves, so that a writer takes its lock at once
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("memweave_write")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _postgres(url: URL) -> Engine:
+    try:
+        return sa.create_engine(url, connect_args={"connect_timeout": 10}, pool_size=16, pool_pre_ping=True)
+    except (NoSuchModuleError, ModuleNotFoundError) as error:
+        raise SettingsError(
+            "a PostgreSQL ledger needs the extra 'postgres': pip install 'memweave[postgres]'"
+        ) from error
+
+
+@contextmanager
+def _file_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file; released by the kernel when the process ends."""
+    import fcntl
+
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,232 @@
+"""Opening a memory bank on a data folder: one shared core per process, one owner of the embedded index over all processes.
+
+    <home>/ledger.sqlite      the truth (unless `ledger_url` names PostgreSQL)
+    <home>/index/             Qdrant Edge (unless `qdrant_url` names a server)
+    <home>/index.lock         held by the process that owns the index
+
+A process that comes second builds a temporary index from the ledger (vectors are stored there, nothing is embedded again) and follows
+the ledger before each read. So a LangGraph server, the command line and a notebook work on one folder at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+import numpy as np
+import sqlalchemy as sa
+
+from memweave.embeddings import Embedder, embedder, minilm_installed, unit_rows
+from memweave.errors import DataFolderError, EmbeddingMismatchError
+from memweave.memory_stores import schema
+from memweave.memory_stores.bank import MemoryBank
+from memweave.memory_stores.core import Core
+from memweave.memory_stores.edge import EdgeEngine
+from memweave.memory_stores.engine import SearchConfig, VectorEngine
+from memweave.memory_stores.ledger import Ledger
+from memweave.memory_stores.server import ServerEngine
+from memweave.memory_stores.text import embedded_text
+
+_EMBED_BATCH: Final = 64
+
+
+@dataclass
+class _Entry:
+    core: Core
+    users: int = 0
+
+
+_registry: dict[tuple[str, str, str], _Entry] = {}
+_registry_lock = threading.Lock()
+
+
+def open_bank(
+    home: Path | str,
+    *,
+    embedding: str | Embedder | None = None,
+    embedding_api_key: str | None = None,
+    ledger_url: str | None = None,
+    qdrant_url: str | None = None,
+    qdrant_api_key: str | None = None,
+    search: SearchConfig | None = None,
+    timeout: float = 30.0,
+) -> MemoryBank:
+    """Open the memory bank in the folder `home`, and create it if it is new. Use as a context manager, or call `close()`.
+
+    embedding: see `memweave.embeddings`; `None` takes what the folder was made with, and for a new one MiniLM if it is installed,
+    otherwise hashing.  timeout: seconds per request to a Qdrant server or an embedding endpoint.
+    Opening the same folder twice in one process shares everything; the settings of the first opening hold.
+    Raises: EmbeddingMismatchError, FormatError, DataFolderError, UnavailableError, SettingsError.
+    """
+    folder = _folder(home)
+    key = (str(folder), ledger_url or "", qdrant_url or "")
+    with _registry_lock:
+        entry = _registry.get(key)
+        if entry is None:
+            ledger = Ledger(ledger_url or f"sqlite:///{folder / 'ledger.sqlite'}")
+            try:
+                model = _embedder(ledger, embedding, api_key=embedding_api_key, timeout=timeout)
+            except BaseException:
+                ledger.close()
+                raise
+
+            def make_engine() -> tuple[VectorEngine, bool]:
+                if qdrant_url is not None:
+                    collection = f"memweave_{ledger.id}"
+                    server = ServerEngine.connect(
+                        qdrant_url, collection, model.dimension, api_key=qdrant_api_key, timeout=timeout
+                    )
+                    return server, True
+                return _OwnedEdge.open(folder, model.dimension), False
+
+            entry = _registry[key] = _Entry(Core(ledger, model, search or SearchConfig(), make_engine))
+        elif embedding is not None:
+            _check_same(entry.core.embedder, embedding)
+        entry.users += 1
+    return MemoryBank(entry.core, lambda: _release(key))
+
+
+def _release(key: tuple[str, str, str]) -> None:
+    with _registry_lock:
+        entry = _registry[key]
+        entry.users -= 1
+        if entry.users:
+            return
+        del _registry[key]
+        # Under the lock: whoever opens the folder next must find it released.
+        entry.core.close()
+
+
+def _folder(home: Path | str) -> Path:
+    folder = Path(home).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataFolderError(
+            f"cannot create data folder {folder} ({error.strerror}). Choose another with --home or MEMWEAVE_HOME."
+        ) from error
+    return folder.resolve()
+
+
+def _embedder(ledger: Ledger, wanted: str | Embedder | None, *, api_key: str | None, timeout: float) -> Embedder:
+    """Return the embedder of a ledger; a new ledger records it."""
+    recorded = ledger.meta("embedding")
+    if wanted is None:
+        wanted = recorded or ("minilm" if minilm_installed() else "hashing")
+    model = embedder(wanted, api_key=api_key, timeout=timeout) if isinstance(wanted, str) else wanted
+    if recorded is None:
+        with ledger.write() as tx:
+            tx.set_meta("embedding", model.model_id)
+            tx.set_meta("dimension", str(model.dimension))
+        return model
+    dimension = int(ledger.meta("dimension") or 0)
+    if (recorded, dimension) != (model.model_id, model.dimension):
+        raise EmbeddingMismatchError(
+            f"{ledger.database.where} was made with embedding {recorded!r} ({dimension} dimensions), not {model.model_id!r} "
+            f"({model.dimension}). Drop the setting to use it as it is, or convert it: memweave memory rebuild --embedding {model.model_id}"
+        )
+    return model
+
+
+def _check_same(open_model: Embedder, wanted: str | Embedder) -> None:
+    name = embedder(wanted).model_id if isinstance(wanted, str) else wanted.model_id
+    if name != open_model.model_id:
+        raise EmbeddingMismatchError(
+            f"this data folder is already open in this process with embedding {open_model.model_id!r}, not {name!r}. "
+            "Drop the setting, or convert the folder with `memweave memory rebuild --embedding`."
+        )
+
+
+def reembed(
+    home: Path | str, embedding: str | Embedder, *, ledger_url: str | None = None, api_key: str | None = None
+) -> int:
+    """Give a data folder another embedding model: embed every version again, in one transaction. Returns how many.
+
+    No other process should have it open: those that do keep the old model until they open it anew. The index is rebuilt at the next
+    opening. Interrupted, it changes nothing.
+    """
+    folder = _folder(home)
+    model = embedder(embedding, api_key=api_key) if isinstance(embedding, str) else embedding
+    ledger = Ledger(ledger_url or f"sqlite:///{folder / 'ledger.sqlite'}")
+    v = schema.versions.c
+    key = (v.partition, v.memory_id, v.version)
+    try:
+        with ledger.write() as tx:
+            rows = tx.connection.execute(sa.select(*key, v.text, v.speaker).order_by(*key)).all()
+            for start in range(0, len(rows), _EMBED_BATCH):
+                batch = rows[start : start + _EMBED_BATCH]
+                vectors = _vectors(model, [embedded_text(row.text, row.speaker) for row in batch])
+                for row, vector in zip(batch, vectors, strict=True):
+                    here = sa.and_(v.partition == row.partition, v.memory_id == row.memory_id, v.version == row.version)
+                    blob = vector.astype("<f4").tobytes()
+                    tx.connection.execute(sa.update(schema.versions).where(here).values(vector=blob))
+            tx.set_meta("embedding", model.model_id)
+            tx.set_meta("dimension", str(model.dimension))
+        return len(rows)
+    finally:
+        ledger.close()
+
+
+def _vectors(model: Embedder, texts: Sequence[str]) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return unit_rows(model.embed(texts), count=len(texts), dimension=model.dimension, model_id=model.model_id)
+
+
+class _OwnedEdge(EdgeEngine):
+    """An Edge index with its claim on the folder, or a temporary one when another process holds the claim."""
+
+    _lock_file: IO[str] | None = None
+    _temporary: Path | None = None
+
+    @classmethod
+    def open(cls, folder: Path, dimension: int) -> _OwnedEdge:
+        """Open the folder's index if no other process has it, otherwise an empty temporary one."""
+        lock_file = _claim(folder / "index.lock")
+        if lock_file is None:
+            temporary = Path(tempfile.mkdtemp(prefix="memweave-index-"))
+            engine = cls(temporary / "index", dimension, wal=False)
+            engine._temporary = temporary
+            return engine
+        try:
+            engine = cls(folder / "index", dimension)
+        except DataFolderError:
+            # Damaged, or of another dimension: the ledger has everything, so it is written anew.
+            shutil.rmtree(folder / "index", ignore_errors=True)
+            engine = cls(folder / "index", dimension)
+        engine._lock_file = lock_file
+        return engine
+
+    @property
+    def owns_folder(self) -> bool:
+        """Return whether this is the folder's own index."""
+        return self._lock_file is not None
+
+    def close(self) -> None:
+        """Flush, and give up the claim."""
+        super().close()
+        if self._lock_file is not None:
+            self._lock_file.close()
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def _claim(path: Path) -> IO[str] | None:
+    """Return the open lock file if no other process holds it; the kernel releases it when this process ends."""
+    import fcntl
+
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    file.seek(0)
+    file.truncate()
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file

@@ -1,0 +1,160 @@
+"""Keeps an index in step with the ledger, and the current memories at hand.
+
+A projector applies committed operations in order and remembers the last one in the index itself, after the points it speaks for. So a
+crash between commit and projection costs nothing: the next read catches up. An index that belongs to another ledger, was written under
+another configuration or is ahead of its ledger is rebuilt.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from typing import Final
+from uuid import UUID
+
+from memweave.memory_stores.engine import IndexHit, Marker, VectorEngine
+from memweave.memory_stores.ledger import Change, Effect, Ledger
+from memweave.memory_stores.probes import reached
+from memweave.memory_stores.rows import point_of
+from memweave.memory_stores.text import Bm25Encoder
+from memweave.records import Memory, MemoryHit, Scope
+
+_BATCH: Final = 1_000
+_CACHED: Final = 200_000
+
+
+class Projector:
+    """Applies the operations of `ledger` to `engine`.
+
+    write_key: what the points are written under (configuration and embedding model).  shared: other processes project into the
+    same engine (a Qdrant server), so one at a time.
+    """
+
+    def __init__(
+        self, ledger: Ledger, engine: VectorEngine, encoder: Bm25Encoder, *, write_key: str, shared: bool
+    ) -> None:
+        self.engine = engine
+        self._ledger = ledger
+        self._encoder = encoder
+        self._write_key = write_key
+        self._shared = shared
+        self._lock = threading.RLock()
+        self._seq = -1  # not opened yet
+        self._cache: OrderedDict[tuple[str, UUID], Memory] = OrderedDict()
+        self._speakers: dict[str, set[str]] = {}
+
+    def catch_up(self) -> None:
+        """Bring the index up to the last committed operation. Cheap when nothing happened."""
+        if self._seq >= self._ledger.head() and self._seq >= 0:
+            return
+        with self._lock, self._ledger.database.projecting() if self._shared else nullcontext():
+            marker = self._opened()
+            dropped = False
+            while changes := self._ledger.changes(self._seq, limit=_BATCH):
+                self._apply([c for c in changes if c.seq > marker.seq])
+                dropped |= any(c.effect is Effect.DROP for c in changes)
+                self._remember(changes)
+                self._seq = changes[-1].seq
+                if self._seq > marker.seq:
+                    marker = self._mark(self._seq)
+            if dropped and not self._shared:
+                # Deleted points linger in the files of an embedded index; a purge must leave nothing behind.
+                self._fill()
+
+    def rebuild(self) -> None:
+        """Write the index anew from the ledger."""
+        with self._lock, self._ledger.database.projecting() if self._shared else nullcontext():
+            self._fill()
+
+    def _opened(self) -> Marker:
+        """Return the index's marker, after filling an index that is new or does not fit."""
+        if self._seq >= 0 and not self._shared:
+            return Marker(self._ledger.id, self._seq, self._write_key)
+        marker = self.engine.marker()
+        fits = marker is not None and (marker.ledger, marker.write_key) == (self._ledger.id, self._write_key)
+        if marker is None or not fits or marker.seq > self._ledger.head():
+            return self._fill()
+        if self._seq < 0 or self._seq > marker.seq:
+            self._seq = marker.seq
+        return marker
+
+    def _fill(self) -> Marker:
+        head = self._ledger.head()
+        self._cache.clear()
+        self._speakers.clear()
+        self.engine.clear()
+        for batch in self._ledger.everything(head):
+            self.engine.upsert([point_of(partition, version, self._encoder) for partition, version in batch])
+        self._seq = head
+        return self._mark(head)
+
+    def _mark(self, seq: int) -> Marker:
+        marker = Marker(self._ledger.id, seq, self._write_key)
+        self.engine.set_marker(marker)
+        reached("project:marked")
+        return marker
+
+    def _apply(self, changes: Iterable[Change]) -> None:
+        """Apply changes to the engine; only the last one of each memory matters."""
+        pending: dict[tuple[str, UUID], Change] = {}
+        for change in changes:
+            if change.effect is Effect.DROP:
+                pending = {at: c for at, c in pending.items() if at[0] != change.partition}
+                self.engine.drop_partition(change.partition)
+            elif change.effect is not Effect.NONE:
+                pending[change.partition, change.memory_id] = change
+        points = [point_of(c.partition, c.opened, self._encoder) for c in pending.values() if c.opened is not None]
+        if points:
+            self.engine.upsert(points)
+            reached("project:upserted")
+        gone = [at for at, c in pending.items() if c.opened is None]
+        if gone:
+            self.engine.delete(gone)
+            reached("project:deleted")
+
+    def _remember(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            at = (change.partition, change.memory_id)
+            if change.effect is Effect.DROP:
+                for key in [key for key in self._cache if key[0] == change.partition]:
+                    del self._cache[key]
+                self._speakers.pop(change.partition, None)
+            elif change.opened is not None:
+                memory = self._cache[at] = change.opened.memory
+                if memory.speaker is not None and change.partition in self._speakers:
+                    self._speakers[change.partition].add(memory.speaker)
+                if len(self._cache) > _CACHED:
+                    self._cache.popitem(last=False)
+            elif change.effect is Effect.REMOVE:
+                self._cache.pop(at, None)
+
+    def speakers(self, partition: str) -> set[str]:
+        """Return the participants of a partition, those whose last memory was deleted since opening included."""
+        found = self._speakers.get(partition)
+        if found is None:
+            with self._lock:
+                found = self._speakers[partition] = set(self._ledger.speakers(partition))
+        return found
+
+    def resolve(self, partition: str, scope: Scope, hits: Sequence[IndexHit]) -> list[MemoryHit]:
+        """Return the current memories of index hits; a hit that was replaced or deleted meanwhile is left out."""
+        cache = self._cache
+        missing = [hit.key for hit in hits if (partition, hit.key) not in cache]
+        loaded: dict[UUID, Memory] = {}
+        if missing:
+            with self._lock:  # no projection in between: what is read here is as new as the cache
+                loaded = self._ledger.current(partition, missing, scope)
+                for memory in loaded.values():
+                    cache.setdefault((partition, memory.id), memory)
+        out: list[MemoryHit] = []
+        for hit in hits:
+            memory = cache.get((partition, hit.key)) or loaded.get(hit.key)
+            if memory is not None and memory.version == hit.version:
+                out.append(MemoryHit.model_construct(memory=memory, score=hit.score))
+        return out
+
+    def close(self) -> None:
+        """Close the engine."""
+        self.engine.close()
