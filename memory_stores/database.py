@@ -6,6 +6,7 @@ acknowledged survives a power cut and what was purged is gone.
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ class Database:
         self.where = f"ledger {self.url.database}" if self.is_sqlite else f"ledger {self.url.render_as_string()}"
         with self.errors("open"):
             self.engine = _sqlite(self.url) if self.is_sqlite else _postgres(self.url)
+        self._peek = threading.Lock()
+        self._peeking: Any = None  # the driver's own connection
         self._writer = threading.RLock()
         self._projector = threading.Lock()
 
@@ -52,6 +55,18 @@ class Database:
                 if not self.is_sqlite:
                     connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _WRITER_LOCK})
                 yield connection
+
+    def peek(self, query: str) -> Any:
+        """Return the single value of a query that runs before every read, so without the toolkit's overhead on SQLite."""
+        with self.errors("read"):
+            if not self.is_sqlite:
+                with self.engine.connect() as connection:
+                    return connection.exec_driver_sql(query).scalar()
+            with self._peek:
+                if self._peeking is None:
+                    self._peeking = self.engine.raw_connection()
+                row = self._peeking.driver_connection.execute(query).fetchone()
+                return row[0] if row else None
 
     @contextmanager
     def projecting(self) -> Iterator[None]:
@@ -85,11 +100,13 @@ class Database:
         """Turn the driver's errors into ours."""
         try:
             yield
-        except (OperationalError, DBAPIError) as error:
-            raise self._translated(error, doing) from error
+        except DBAPIError as error:
+            raise self._translated(error.orig or error, doing, isinstance(error, OperationalError)) from error
+        except sqlite3.Error as error:
+            raise self._translated(error, doing, True) from error
 
-    def _translated(self, error: DBAPIError, doing: str) -> Exception:
-        text = str(error.orig).strip().splitlines()[0] if str(error.orig).strip() else type(error.orig).__name__
+    def _translated(self, error: BaseException, doing: str, operational: bool) -> BaseException:
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "is full" in text or "No space left" in text or "disk I/O error" in text:
             return StorageFullError(
                 f"the disk is full: cannot {doing} {self.where} ({text}). Nothing was changed; free space and repeat."
@@ -104,12 +121,16 @@ class Database:
             return DataFolderError(
                 f"cannot {doing} {self.where} ({text}). Check that the folder exists and is writable."
             )
-        if not self.is_sqlite and isinstance(error, OperationalError):
+        if not self.is_sqlite and operational:
             return UnavailableError(f"{self.where} does not answer ({text}). Start it or correct ledger_url.")
         return error
 
     def close(self) -> None:
         """Release all connections."""
+        with self._peek:
+            if self._peeking is not None:
+                self._peeking.close()
+                self._peeking = None
         self.engine.dispose()
 
 

@@ -10,7 +10,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from memweave.errors import DataFolderError, StorageFullError
 from memweave.memory_stores.engine import (
@@ -161,7 +161,7 @@ def _field_indexes() -> Iterable[qe.UpdateOperation]:
 def _filter(partition: str, conditions: Sequence[Condition]) -> qe.Filter:
     import qdrant_edge as qe
 
-    must: list[qe.FieldCondition] = [qe.FieldCondition("partition", match=qe.MatchValue(partition))]
+    must: list[qe.ConditionType] = [qe.FieldCondition("partition", match=qe.MatchValue(partition))]
     for c in conditions:
         if isinstance(c, Match):
             must.append(qe.FieldCondition(c.field, match=qe.MatchAny(list(c.values))))
@@ -184,7 +184,9 @@ def _request(query: IndexQuery) -> qe.QueryRequest:
     if dense is not None and bm25 is not None:
         return qe.QueryRequest(
             limit=query.limit,
-            query=qe.Fusion.Rrf(k=query.rrf_k, weights=list(query.weights)),
+            query=cast(
+                "qe.Fusion", qe.Fusion.Rrf(k=query.rrf_k, weights=list(query.weights))
+            ),  # its stubs nest the class
             prefetches=[
                 qe.Prefetch(limit=query.prefetch, query=dense, filter=where),
                 qe.Prefetch(limit=query.prefetch, query=bm25, filter=where, params=idf),

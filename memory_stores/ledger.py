@@ -129,8 +129,7 @@ class Ledger:
 
     def head(self) -> int:
         """Return the last `seq`, 0 for an empty ledger."""
-        with self.database.errors("read"), self.database.engine.connect() as connection:
-            return connection.exec_driver_sql(_HEAD).scalar() or 0
+        return int(self.database.peek(_HEAD) or 0)
 
     @contextmanager
     def write(self) -> Iterator[LedgerTransaction]:

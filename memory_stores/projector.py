@@ -87,6 +87,8 @@ class Projector:
         self.engine.clear()
         for batch in self._ledger.everything(head):
             self.engine.upsert([point_of(partition, version, self._encoder) for partition, version in batch])
+            for partition, version in batch[: max(0, _CACHED - len(self._cache))]:
+                self._cache[partition, version.memory.id] = version.memory
         self._seq = head
         return self._mark(head)
 
@@ -150,9 +152,9 @@ class Projector:
                     cache.setdefault((partition, memory.id), memory)
         out: list[MemoryHit] = []
         for hit in hits:
-            memory = cache.get((partition, hit.key)) or loaded.get(hit.key)
-            if memory is not None and memory.version == hit.version:
-                out.append(MemoryHit.model_construct(memory=memory, score=hit.score))
+            found = cache.get((partition, hit.key)) or loaded.get(hit.key)
+            if found is not None and found.version == hit.version:
+                out.append(MemoryHit(found, hit.score))
         return out
 
     def close(self) -> None:

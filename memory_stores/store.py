@@ -50,16 +50,35 @@ Vector = NDArray[np.float32]
 class Transaction(Protocol):
     """An open write transaction: all of it happens, or none."""
 
-    def tick(self) -> datetime: ...
-    def current(self, partition: str, memory_id: UUID, scope: Scope) -> Version | None: ...
-    def last_version(self, partition: str, memory_id: UUID) -> int: ...
-    def version(self, partition: str, memory: Memory) -> Version: ...
-    def op(self, partition: str, op_id: UUID, scope: Scope) -> MemoryOp: ...
-    def undone(self, partition: str, op_id: UUID) -> bool: ...
-    def record(self, partition: str, op: MemoryOp, opened: Version | None) -> MemoryOp: ...
-    def accept(self, partition: str, turns: Sequence[Turn], scope: Scope) -> list[StoredTurn]: ...
-    def finish_turn(self, partition: str, turn: StoredTurn) -> None: ...
-    def fail_turn(self, partition: str, turn: StoredTurn, error: str) -> None: ...
+    def tick(self) -> datetime:
+        """Return the time of the next operation; each one has its own."""
+
+    def current(self, partition: str, memory_id: UUID, scope: Scope) -> Version | None:
+        """Return the current version of a memory."""
+
+    def last_version(self, partition: str, memory_id: UUID) -> int:
+        """Return the number of the last version ever of a memory, 0 if it never existed."""
+
+    def version(self, partition: str, memory: Memory) -> Version:
+        """Return a version with its vector."""
+
+    def op(self, partition: str, op_id: UUID, scope: Scope) -> MemoryOp:
+        """Return an operation. Raises: UnknownMemoryError."""
+
+    def undone(self, partition: str, op_id: UUID) -> bool:
+        """Return whether an operation has been taken back and not restored since."""
+
+    def record(self, partition: str, op: MemoryOp, opened: Version | None) -> MemoryOp:
+        """Append an operation, close what it replaces, open what it writes; return it with its `seq`."""
+
+    def accept(self, partition: str, turns: Sequence[Turn], scope: Scope) -> list[StoredTurn]:
+        """Insert the turns that are new and return all, in order."""
+
+    def finish_turn(self, partition: str, turn: StoredTurn) -> None:
+        """Mark a turn done."""
+
+    def fail_turn(self, partition: str, turn: StoredTurn, error: str) -> None:
+        """Leave a turn pending and count the failed attempt."""
 
 
 class MemoryStore(ABC):
@@ -241,8 +260,8 @@ class MemoryStore(ABC):
 
     # How it is done.
 
-    def _written(self) -> None:
-        """Do what follows a commit (a bank brings its index up to date)."""
+    def _written(self) -> None:  # noqa: B027 -- nothing follows a commit, except in a bank, which brings its index up to date
+        """Do what follows a commit."""
 
     def _plan(
         self, query: str, scope: Scope, limit: int, where: IndexFilter | None, speakers: Collection[str]

@@ -34,27 +34,32 @@ def named_speakers(query: str, speakers: Collection[str]) -> tuple[str, list[str
     A participant is named by the full name, by a part of it, or by a capitalised beginning of at least three letters ("Mel" for
     Melanie), as a whole word, possessive or not. Roles such as "user" are not names. A query of names only is returned as it is.
     """
+    words = {match[1] for match in _WORD.finditer(query)}
     named: list[str] = []
-    rest = query
+    names: set[str] = set()
     for speaker in speakers:
-        if speaker.lower() in _ROLES:
-            continue
-        parts = [part.lower() for part in re.findall(r"\w+", speaker)]
-
-        def is_name(match: re.Match[str], parts: list[str] = parts) -> bool:
-            word = match[1]
-            if word.lower() in parts:
-                return True
-            return word[0].isupper() and len(word) >= 3 and any(part.startswith(word.lower()) for part in parts)
-
-        if any(is_name(match) for match in _WORD.finditer(query)):
+        parts = _name_parts(speaker)
+        found = {word for word in words if _is_name(word, parts)}
+        if found:
             named.append(speaker)
-            rest = _WORD.sub(lambda match: "" if is_name(match) else match[0], rest)
-    rest = " ".join(rest.split())
+            names |= found
+    if not names:
+        return query, named
+    rest = " ".join(_WORD.sub(lambda match: "" if match[1] in names else match[0], query).split())
     return (rest if re.search(r"\w", rest) else query), named
 
 
 _WORD: Final = re.compile(r"\b(\w+)(?:['’]s)?\b")
+
+
+@lru_cache(maxsize=4096)
+def _name_parts(speaker: str) -> tuple[str, ...]:
+    return () if speaker.lower() in _ROLES else tuple(part.lower() for part in re.findall(r"\w+", speaker))
+
+
+def _is_name(word: str, parts: tuple[str, ...]) -> bool:
+    low = word.lower()
+    return low in parts or (len(word) >= 3 and word[0].isupper() and any(part.startswith(low) for part in parts))
 
 
 class Bm25Encoder:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -285,7 +286,8 @@ class ImportReceipt(Record):
     turns: int
 
 
-class MemoryHit(Record):
+@dataclass(frozen=True, slots=True)
+class MemoryHit:
     """A memory found by a search, and its fused score (higher is better; comparable within one search only)."""
 
     memory: Memory
