@@ -59,3 +59,14 @@ def bank(tmp_path: Path) -> Iterator[MemoryBank]:
 
     with open_bank(tmp_path / "bank", embedding="hashing") as opened:
         yield opened
+
+
+@pytest.fixture
+def data() -> Path:
+    """Return the folder of the public data sets (tests marked `data`), or skip the test and say why."""
+    folder = os.environ.get(KEPT)
+    if not folder:
+        pytest.skip(f"needs the public data sets: set {KEPT} to their folder")
+    if not Path(folder, "locomo/locomo_train_val.json").exists():
+        pytest.skip(f"{KEPT}={folder} holds no locomo/locomo_train_val.json")
+    return Path(folder)
