@@ -12,11 +12,12 @@ if TYPE_CHECKING:
     from memweave.graphs.memory_r1 import create_memory_r1_agent
     from memweave.memory_stores import MemoryBank, open_bank
     from memweave.models import chat_model
-    from memweave.records import Memory, MemoryHit, MemoryOp, ProposedOp, Scope, Turn
+    from memweave.records import IndexFilter, Memory, MemoryHit, MemoryOp, ProposedOp, Scope, Turn
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "IndexFilter": "memweave.records",
     "Memory": "memweave.records",
     "MemoryBank": "memweave.memory_stores",
     "MemoryHit": "memweave.records",
@@ -30,6 +31,7 @@ _HOME = {
 }
 
 __all__ = [
+    "IndexFilter",
     "Memory",
     "MemoryBank",
     "MemoryHit",
