@@ -1,23 +1,18 @@
-"""The answerer: pick the memories that matter, then answer from them (Memory-R1, section 3.7: memory distillation).
-
-Also how recalled memories are put before a chat model: as delimited data in a message of their own, never in the
-system prompt.
-"""
+"""The answerer: pick the memories that matter, then answer from them (Memory-R1, section 3.7: memory distillation)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from itertools import groupby
 from typing import Final
 
-from langchain_core.messages import BaseMessage, HumanMessage
+from langchain_core.messages import BaseMessage
 
 from memweave.agents.rendering import Profile, conversation
 from memweave.agents.replies import without_thinking
-from memweave.agents.roles import AnswerRequest, dated, numbered, one_line
+from memweave.agents.roles import AnswerRequest, dated, one_line
 from memweave.errors import ModelReplyError
-from memweave.records import Memory, Record
+from memweave.records import Record
 
 MARKER: Final = "**Answer:**"
 
@@ -66,12 +61,3 @@ def parse_answer_reply(reply: str, request: AnswerRequest) -> Answer:
     answer = one_line(lines[0] if markers else lines[-1])
     quoted = (int(n) for group in _QUOTED.findall(text) for n in group.split(","))
     return Answer(text=answer, used=tuple(dict.fromkeys(n for n in quoted if n < len(request.memories))))
-
-
-def recalled_message(memories: Sequence[Memory]) -> HumanMessage:
-    """Return recalled memories as one message of delimited data, to stand before what the user says.
-
-    A memory cannot end the block: `<` is written as `&lt;` inside it.
-    """
-    body = numbered(memories).replace("<", "&lt;")
-    return HumanMessage(f"<memories>\n{body}\n</memories>", name="memories")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar, cast
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.constants import TAG_NOSTREAM
 
@@ -110,21 +110,12 @@ class LLMPolicy(Generic[R]):
         in time; `ModelReplyError` when it refuses this one request, for example because it is too long.
         """
         messages = self.role.render(request, self.profile)
-        try:
-            message = bounded(lambda: self.model.invoke(messages, self._config(config)), self.timeout)
-        except Exception as error:
-            raise translated(error, self.model, self.timeout) from error
-        return _clean(message)
+        return _clean(ask(self.model, messages, self._config(config), self.timeout))
 
     async def areply(self, request: R, config: RunnableConfig | None = None) -> str:
         """Return the model's reply. Raises as `reply` does."""
         messages = self.role.render(request, self.profile)
-        try:
-            async with asyncio.timeout(self.timeout):
-                message = await self.model.ainvoke(messages, self._config(config))
-        except Exception as error:
-            raise translated(error, self.model, self.timeout) from error
-        return _clean(message)
+        return _clean(await aask(self.model, messages, self._config(config), self.timeout))
 
     def _config(self, config: RunnableConfig | None) -> RunnableConfig:
         """Return `config` with the role, and a tag that keeps the reply out of the token stream of a chat."""
@@ -135,6 +126,23 @@ class LLMPolicy(Generic[R]):
             "tags": [*(given.get("tags") or []), TAG_NOSTREAM],
             "metadata": {**(given.get("metadata") or {}), "memweave_role": self.role.name},
         }
+
+
+def ask(model: BaseChatModel, messages: list[BaseMessage], config: RunnableConfig, seconds: float) -> AIMessage:
+    """Return the model's message after at most `seconds`. Raises as `LLMPolicy.reply` does."""
+    try:
+        return bounded(lambda: model.invoke(messages, config), seconds)
+    except Exception as error:
+        raise translated(error, model, seconds) from error
+
+
+async def aask(model: BaseChatModel, messages: list[BaseMessage], config: RunnableConfig, seconds: float) -> AIMessage:
+    """Return the model's message, as `ask` does."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await model.ainvoke(messages, config)
+    except Exception as error:
+        raise translated(error, model, seconds) from error
 
 
 def bounded(call: Callable[[], T], timeout: float) -> T:

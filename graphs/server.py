@@ -1,0 +1,98 @@
+"""What a LangGraph server process has once: the settings, the memory bank, and the models they name.
+
+`langgraph dev` calls a graph's factory for every request, also for those that only read its schema. So the settings are
+read once per process, the bank is opened when a node first needs it and stays open until the process ends, and neither
+happens on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from langchain_core.language_models import BaseChatModel
+from pydantic import SecretStr
+
+from memweave.config import Settings
+from memweave.graphs.session import Home
+from memweave.memory_stores import MemoryBank, open_bank
+from memweave.models import chat_model
+
+RoleModel = str | BaseChatModel
+"""`"rule"`, or the chat model that plays a role."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """The settings of this process and what they name."""
+
+    settings: Settings
+    bank: Callable[[], MemoryBank]
+    """Opens the bank; the second call returns the same one."""
+    extractor: RoleModel
+    manager: RoleModel
+    answerer: RoleModel
+    home: Home
+    """Whose memories, when neither authentication nor the run's context says it."""
+
+
+async def server() -> Server:
+    """Return what this process has, without blocking the event loop."""
+    return await asyncio.to_thread(_server)
+
+
+@lru_cache(maxsize=1)
+def _server() -> Server:
+    settings = Settings.load()
+    return Server(
+        settings=settings,
+        bank=_Opener(settings).open,
+        extractor=role_model(settings, settings.extractor),
+        manager=role_model(settings, settings.manager),
+        answerer=role_model(settings, settings.answerer),
+        home=Home(settings.tenant, settings.user),
+    )
+
+
+def role_model(settings: Settings, spec: str | None) -> RoleModel:
+    """Return the model for a role: the one that `spec` names, else the one for all roles, or `"rule"`."""
+    name = spec or settings.model
+    if name == "rule":
+        return name
+    return chat_model(name, api_key=settings.model_api_key, timeout=settings.model_timeout)
+
+
+class _Opener:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._bank: MemoryBank | None = None
+
+    def open(self) -> MemoryBank:
+        """Open the bank, once."""
+        with self._lock:
+            if self._bank is None:
+                self._bank = open_settings_bank(self._settings)
+                atexit.register(self._bank.close)
+            return self._bank
+
+
+def open_settings_bank(settings: Settings) -> MemoryBank:
+    """Open the bank that the settings describe."""
+    return open_bank(
+        settings.home,
+        embedding=settings.embedding,
+        embedding_api_key=_plain(settings.embedding_api_key),
+        ledger_url=_plain(settings.ledger_url),
+        qdrant_url=settings.qdrant_url,
+        qdrant_api_key=_plain(settings.qdrant_api_key),
+        timeout=settings.store_timeout,
+    )
+
+
+def _plain(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret else None

@@ -1,0 +1,190 @@
+"""What our graphs share: whose data a run is about, which bank it uses, and nodes that run sync and async alike.
+
+This module does not know any one system.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypedDict, TypeVar
+
+from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.runtime import Runtime, get_runtime
+from pydantic import ValidationError
+
+from memweave.errors import ScopeError
+from memweave.memory_stores import MemoryStore
+from memweave.records import MemoryOp, Scope, StoredTurn, new_id
+
+StateT = TypeVar("StateT")
+UpdateT = TypeVar("UpdateT")
+
+
+@dataclass(frozen=True)
+class Home:
+    """Whose data a run is about when it does not say so itself; without a user, every run has to name one."""
+
+    tenant: str = "default"
+    user: str | None = None
+
+
+DefaultScope = Scope | Home | None
+"""Whose data, for runs that do not say: a scope, a tenant alone, or nobody's."""
+
+BankSource = MemoryStore | Callable[[], MemoryStore]
+"""A bank (or a branch of one), or how to open it when it is first needed."""
+
+
+class LazyBank:
+    """A bank that is opened on first use, once, and never on the event loop."""
+
+    def __init__(self, source: BankSource) -> None:
+        self._source = source
+        self._lock = threading.Lock()
+
+    def get(self) -> MemoryStore:
+        """Return the bank."""
+        with self._lock:
+            if not isinstance(self._source, MemoryStore):
+                self._source = self._source()
+            return self._source
+
+    async def aget(self) -> MemoryStore:
+        """Return the bank; opening it happens in a thread."""
+        if isinstance(self._source, MemoryStore):
+            return self._source
+        return await asyncio.to_thread(self.get)
+
+
+class Node(Runnable[StateT, UpdateT], Generic[StateT, UpdateT]):
+    """A node with a sync and an async form, so that a graph works under `invoke` and `ainvoke`.
+
+    `RunnableLambda` does this too, at twice the cost per step (it opens a run of its own; the graph has opened one).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sync: Callable[[StateT, RunnableConfig], UpdateT],
+        async_: Callable[[StateT, RunnableConfig], Awaitable[UpdateT]],
+    ) -> None:
+        self.name = name
+        self._sync = sync
+        self._async = async_
+
+    def invoke(self, input: StateT, config: RunnableConfig | None = None, **kwargs: Any) -> UpdateT:
+        """Run the sync form."""
+        return self._sync(input, config or RunnableConfig())
+
+    async def ainvoke(self, input: StateT, config: RunnableConfig | None = None, **kwargs: Any) -> UpdateT:
+        """Run the async form."""
+        return await self._async(input, config or RunnableConfig())
+
+
+def current_scope(default: DefaultScope) -> Scope:
+    """Return whose data the current run is about.
+
+    The server's authenticated user, where there is one, wins. Otherwise the run's context says it (`user`, `tenant`),
+    and where it does not, `default`.
+
+    Raises `ScopeError` when nobody says it, or when the context names somebody else than the authenticated user.
+    """
+    runtime = get_runtime()
+    user, tenant = _named(runtime.context, "user"), _named(runtime.context, "tenant")
+    home = default.tenant if default else "default"
+    identity = _identity(runtime)
+    if identity is not None:
+        _refuse_other("user", user, identity[1])
+        _refuse_other("tenant", tenant, identity[0] or home)
+        return _scope(identity[0] or home, identity[1])
+    owner = user or (default.user if default else None)
+    if owner is None:
+        raise ScopeError("Whose memories? Pass context={'user': '...'} with the run, or give the graph a scope")
+    return _scope(tenant or home, owner)
+
+
+def current_run_id(config: RunnableConfig) -> str:
+    """Return the id under which a run's operations are logged: the server's run id, or a new one."""
+    info = get_runtime().execution_info
+    given = (info.run_id if info else None) or config.get("run_id")
+    return str(given or new_id())
+
+
+def current_thread(config: RunnableConfig) -> str | None:
+    """Return the id of the thread that the run belongs to, if it has one."""
+    thread = (config.get("configurable") or {}).get("thread_id")
+    return None if thread is None else str(thread)
+
+
+class MemoryEvent(TypedDict):
+    """What `stream_mode="custom"` yields for every memory operation, at the moment it is logged."""
+
+    type: Literal["memory_op"]
+    id: str
+    """Of the operation: what `undo` takes."""
+    kind: str
+    status: str
+    text: str | None
+    """The memory after the operation, or before it when it is deleted."""
+    before: str | None
+    """The memory before an UPDATE or DELETE."""
+    reason: str
+    actor: str
+    error: str | None
+    memory_id: str | None
+    dialogue: str
+    source_id: str
+    run_id: str | None
+
+
+def emit(ops: Iterable[MemoryOp], turn: StoredTurn) -> None:
+    """Write one `MemoryEvent` per operation to the run's custom stream."""
+    write = get_runtime().stream_writer
+    for op in ops:
+        side = op.after or op.before
+        event = MemoryEvent(
+            type="memory_op",
+            id=str(op.id),
+            kind=op.kind.value,
+            status=op.status.value,
+            text=side.text if side else None,
+            before=op.before.text if op.before else None,
+            reason=op.reason,
+            actor=op.actor,
+            error=op.error,
+            memory_id=str(op.memory_id) if op.memory_id else None,
+            dialogue=turn.dialogue,
+            source_id=turn.source_id,
+            run_id=op.run_id,
+        )
+        write(event)
+
+
+def _identity(runtime: Runtime[Any]) -> tuple[str | None, str] | None:
+    """Return (tenant or `None`, user) of the server's authenticated user; `None` without authentication."""
+    user = runtime.server_info.user if runtime.server_info else None
+    if user is None or not user.identity:
+        return None
+    tenant = user["tenant"] if "tenant" in user else None  # noqa: SIM401 - this user is no dict and has no get()
+    return (None if tenant is None else str(tenant)), user.identity
+
+
+def _named(context: object, field: str) -> str | None:
+    value = context.get(field) if isinstance(context, Mapping) else getattr(context, field, None)
+    return value if isinstance(value, str) and value else None
+
+
+def _refuse_other(what: str, named: str | None, authenticated: str) -> None:
+    if named is not None and named != authenticated:
+        raise ScopeError(f"You are authenticated as {what} {authenticated!r}, so the run cannot be for {named!r}")
+
+
+def _scope(tenant: str, user: str) -> Scope:
+    try:
+        return Scope(tenant=tenant, user=user)
+    except ValidationError as error:
+        where = error.errors()[0]
+        raise ScopeError(f"{where['loc'][0]} {where['input']!r:.60} cannot be used: {where['msg']}") from None
