@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from langchain_core.language_models import BaseChatModel
-from pydantic import SecretStr
 
 from memweave.config import Settings
 from memweave.graphs.session import Home
-from memweave.memory_stores import MemoryBank, open_bank
+from memweave.memory_stores import MemoryBank
+from memweave.memory_stores.configured import open_bank_from
 from memweave.models import chat_model
 
 RoleModel = str | BaseChatModel
@@ -76,23 +76,6 @@ class _Opener:
         """Open the bank, once."""
         with self._lock:
             if self._bank is None:
-                self._bank = open_settings_bank(self._settings)
+                self._bank = open_bank_from(self._settings)
                 atexit.register(self._bank.close)
             return self._bank
-
-
-def open_settings_bank(settings: Settings) -> MemoryBank:
-    """Open the bank that the settings describe."""
-    return open_bank(
-        settings.home,
-        embedding=settings.embedding,
-        embedding_api_key=_plain(settings.embedding_api_key),
-        ledger_url=_plain(settings.ledger_url),
-        qdrant_url=settings.qdrant_url,
-        qdrant_api_key=_plain(settings.qdrant_api_key),
-        timeout=settings.store_timeout,
-    )
-
-
-def _plain(secret: SecretStr | None) -> str | None:
-    return secret.get_secret_value() if secret else None
