@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from memweave.memory_stores.store import Vector
 from memweave.memory_stores.text import EMBED_TEMPLATE, Bm25Encoder
 from memweave.records import Scope
 
+_log = logging.getLogger(__name__)
 _THREADS: Final = 4
 """Threads for async calls of one bank. More of them only make the event loop wait longer for the interpreter."""
 _QUERY_VECTORS: Final = 512
@@ -66,8 +68,8 @@ class Core:
         if self._projector is not None:
             try:
                 self._projector.catch_up()
-            except OperationError:
-                return
+            except OperationError as error:
+                _log.warning("committed to the ledger, but the index is behind: %s", error)
 
     def query_vector(self, text: str, embed: Callable[[str], Vector | None]) -> Vector | None:
         """Return the vector of a query, remembered for the last few hundred queries."""
