@@ -65,9 +65,9 @@ class Settings(BaseSettings):
     model_api_key: SecretStr | None = None
     """Key of the chat model's endpoint."""
     model_timeout: Seconds = 60.0
-    """Seconds that one call of a chat model or embedding endpoint may take."""
-    store_timeout: Seconds = 10.0
-    """Seconds that one call of a Qdrant server or a Postgres connection may take."""
+    """Seconds that one call of a chat model may take."""
+    store_timeout: Seconds = 30.0
+    """Seconds that one request to a Qdrant server or an embedding endpoint may take."""
     tenant: Name = "default"
     """Whose installation this is; with `user` it makes the scope that every read and write carries."""
     user: Name | None = None

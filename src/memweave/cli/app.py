@@ -1,8 +1,9 @@
 """The command `memweave`, and how every error leaves it.
 
-A result goes to standard output; progress, logs and errors go to standard error. Exit codes: 0 done, 1 it failed, 2 it was
-called wrongly, 130 interrupted. An error is one line, `error: what happened. what to do`; `--debug` (anywhere) adds the traceback.
-With `--json` standard output carries exactly one JSON object, also when the command failed: `{"error": ..., "exit_code": ...}`.
+A result goes to standard output; progress, logs and errors go to standard error. Exit codes: 0 done, 1 it failed, 2 it
+was called wrongly, 130 interrupted. An error is one line, `error: what happened. what to do`; `--debug` (anywhere) adds
+the traceback. With `--json` standard output carries exactly one JSON object, also when the command failed:
+`{"error": ..., "exit_code": ...}`.
 """
 
 from __future__ import annotations
@@ -86,6 +87,8 @@ def describe(error: BaseException) -> tuple[str, int]:
             return "", 1
         case OSError(filename=str(name), strerror=str(reason)):
             return f"{name}: {reason}. Check the path and its permissions", 1
+        case OSError(strerror=str(reason)):
+            return f"{reason}. Nothing more was written", 1
         case _:
             return f"{type(error).__name__}: {error}. This is a fault in memweave; --debug shows where", 1
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memweave.errors import DataFolderError, SettingsError
+from memweave.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:
+    from pydantic import SecretStr
+
     from memweave.config import Settings
     from memweave.memory_stores import MemoryBank
     from memweave.records import Scope
@@ -40,30 +42,30 @@ class Session:
 def session(*, create: bool = False, **options: object) -> Iterator[Session]:
     """Read the settings, open the bank and close it at the end.
 
-    create: whether a data folder may be made.  Raises: SettingsError without a user, DataFolderError without a folder.
+    create: whether a data folder may be made.  Raises: SettingsError without a user, UsageError without a folder.
     """
     from memweave.config import Settings
+    from memweave.memory_stores.configured import open_bank_from
     from memweave.records import Scope
 
     settings = Settings.load(**options)
     if settings.user is None:
-        raise SettingsError("No user is given. Add --user NAME, or set MEMWEAVE_USER.")
-    if not create and settings.ledger_url is None and not settings.home.exists():
-        raise DataFolderError(
-            f"There is no data folder at {settings.home}. Make one with `memweave remember FILE --user {settings.user}`, "
-            "or name another with --home."
-        )
+        raise SettingsError("no user is given. Add --user NAME, or set MEMWEAVE_USER.")
+    if not create:
+        need_folder(settings)
     with open_bank_from(settings) as bank:
         yield Session(settings, bank, Scope(tenant=settings.tenant, user=settings.user))
 
 
-def open_bank_from(settings: Settings) -> MemoryBank:
-    """Open the bank that the settings describe."""
-    from memweave.memory_stores import open_bank
+def need_folder(settings: Settings) -> None:
+    """Raise `UsageError` when there is nothing yet where the settings point: reading must not make a data folder."""
+    if settings.ledger_url is None and not settings.home.exists():
+        raise UsageError(
+            f"there is no data folder at {settings.home}. Make one with `memweave remember FILE --user NAME`, "
+            "or name another with --home."
+        )
 
-    return open_bank(
-        settings.home,
-        embedding=settings.embedding,
-        ledger_url=settings.ledger_url.get_secret_value() if settings.ledger_url else None,
-        qdrant_url=settings.qdrant_url,
-    )
+
+def secret(value: SecretStr | None) -> str | None:
+    """Return what a secret holds."""
+    return value.get_secret_value() if value else None

@@ -1,0 +1,190 @@
+"""What a person sees: lines, tables and progress; and the one JSON object that a program sees.
+
+Text from memories is data from outside: every character that could steer a terminal is made visible first, and it is
+never read as markup. Results go to standard output; progress, notes and errors to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import Final
+from uuid import UUID
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from memweave.records import Memory, MemoryOp, OpKind, OpStatus
+
+WIDTH_WITHOUT_TERMINAL: Final = 120
+SHORT_ID: Final = 8
+"""Digits of an id that are shown: the last ones, which are random (the first ones of a UUIDv7 are the time)."""
+SIGNS: Final[dict[OpKind, tuple[str, str]]] = {
+    OpKind.ADD: ("+", "green"),
+    OpKind.UPDATE: ("~", "yellow"),
+    OpKind.DELETE: ("-", "red"),
+    OpKind.NOOP: ("=", "dim"),
+}
+_HIDDEN_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
+_JOINERS: Final = "\u200d"
+"""Zero-width joiner: holds emoji together, steers nothing."""
+
+
+@lru_cache(maxsize=1)
+def out() -> Console:
+    """Return the console of results."""
+    return _console(stderr=False)
+
+
+@lru_cache(maxsize=1)
+def notes() -> Console:
+    """Return the console of progress, notes and errors."""
+    return _console(stderr=True)
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    return console if console.is_terminal else Console(
+        stderr=stderr, highlight=False, markup=False, emoji=False, width=WIDTH_WITHOUT_TERMINAL
+    )  # fmt: skip
+
+
+def complain(line: str, code: int, *, as_json: bool) -> None:
+    """Print an error: one line on standard error, and with `as_json` an object on standard output.
+
+    Nothing is printed for an empty line.
+    """
+    if not line:
+        return
+    line = safe(line)
+    if as_json:
+        emit({"error": line, "exit_code": code})
+    prefix = "" if line == "interrupted" else "error: "
+    notes().print(Text(prefix + line, style="red" if prefix else "dim"), soft_wrap=True)
+
+
+def note(line: str) -> None:
+    """Print a remark on standard error."""
+    notes().print(Text(safe(line), style="dim"), soft_wrap=True)
+
+
+def emit(payload: Mapping[str, object]) -> None:
+    """Print the one JSON object of `--json`. ASCII only, so that no text and no locale can break it."""
+    sys.stdout.write(json.dumps(payload) + "\n")
+    sys.stdout.flush()
+
+
+def safe(text: str) -> str:
+    """Return `text` on one line, with characters that steer a terminal (escapes, direction overrides) made visible."""
+    spaced = " ".join(text.split())
+    return "".join(
+        c if c in _JOINERS or unicodedata.category(c) not in _HIDDEN_CATEGORIES else "\N{REPLACEMENT CHARACTER}"
+        for c in spaced
+    )
+
+
+def short(value: UUID) -> str:
+    """Return the part of an id that is shown and can be typed."""
+    return value.hex[-SHORT_ID:]
+
+
+def day(moment: datetime | None) -> str:
+    """Return the date, or a dash when there is none."""
+    return f"{moment:%Y-%m-%d}" if moment else "-"
+
+
+def minute(moment: datetime) -> str:
+    """Return date and time in UTC, to the minute."""
+    return f"{moment:%Y-%m-%d %H:%M}"
+
+
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
+    """Return an empty table in the house style; `right` names the columns that are aligned to the right."""
+    made = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
+    for name in columns:
+        narrow = name not in {"memory", "text", "before -> after", "reason", "question", "answer"}
+        made.add_column(name, justify="right" if name in right else "left", no_wrap=narrow, overflow="fold")
+    return made
+
+
+def row(target: Table, *cells: object, style: str | None = None) -> None:
+    """Add a row; every cell is made safe."""
+    target.add_row(*(cell if isinstance(cell, Text) else Text(safe(str(cell))) for cell in cells), style=style)
+
+
+def memory_table(memories: Iterable[Memory]) -> Table:
+    """Return a table of memories: id, date on which it was said, speaker, text."""
+    made = table("id", "date", "speaker", "memory")
+    for memory in memories:
+        row(made, short(memory.id), day(memory.observed_at), memory.speaker or "-", memory.text)
+    return made
+
+
+@dataclass(frozen=True)
+class OpView:
+    """What is shown of an operation, whether it comes from the log or from the stream of a running graph."""
+
+    kind: OpKind
+    status: OpStatus
+    before: str | None
+    after: str | None
+    reason: str
+    error: str | None
+    speaker: str
+
+    @classmethod
+    def of(cls, op: MemoryOp) -> OpView:
+        """Return the view of a logged operation."""
+        memory = op.after or op.before
+        before, after = (side.text if side else None for side in (op.before, op.after))
+        speaker = (memory.speaker if memory else None) or ""
+        return cls(op.kind, op.status, before, after, op.reason, op.error, speaker)
+
+    def sign(self) -> Text:
+        """Return sign and kind, coloured; `! FAILED` for an operation that changed nothing because it failed."""
+        if self.status is OpStatus.FAILED:
+            return Text("! FAILED", style="bold red")
+        sign, style = SIGNS[self.kind]
+        return Text(f"{sign} {self.kind}", style=style)
+
+    def change(self) -> Text:
+        """Return `old -> new`, the new text, the old one struck out, or the error."""
+        before, after = (safe(side) if side else None for side in (self.before, self.after))
+        if self.status is OpStatus.FAILED:
+            return Text(safe(self.error or "failed"), style="red")
+        if before and after and before != after:
+            return Text.assemble((before, "dim"), " -> ", after)
+        if after:
+            return Text(after, style="dim" if self.kind is OpKind.NOOP else "")
+        return Text(before, style="strike dim") if before else Text("-", style="dim")
+
+    def line(self, *, speaker_width: int, width: int) -> Text:
+        """Return one line of at most `width` characters: sign, speaker, change, reason."""
+        sign = self.sign()
+        speaker = f"{safe(self.speaker):<{speaker_width}}"[:speaker_width]
+        head = Text.assemble(sign, " " * (9 - len(sign)), (speaker, "bold"), "  ")
+        room = max(width - head.cell_len, 30)
+        reason = Text(f"  ({safe(self.reason)})", style="dim")
+        change = self.change()
+        if change.cell_len + reason.cell_len > room:
+            reason.truncate(max(room // 3, room - change.cell_len), overflow="ellipsis")
+            change.truncate(room - reason.cell_len, overflow="ellipsis")
+        return Text.assemble(head, change, reason)
+
+
+def op_table(ops: Iterable[MemoryOp]) -> Table:
+    """Return a table of operations: what was done, why, by whom, from which message."""
+    made = table("id", "when (UTC)", "operation", "before -> after", "reason", "by", "from")
+    for op in ops:
+        reason = f"{op.reason} [undoes {short(op.undoes)}]" if op.undoes else op.reason
+        sources = ", ".join(op.source_ids) or "-"
+        view = OpView.of(op)
+        row(made, short(op.id), minute(op.recorded_at), view.sign(), view.change(), reason, op.actor, sources)
+    return made
