@@ -7,9 +7,13 @@ import sys
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    from memweave.cli.app import run
+    try:
+        from memweave.cli.app import run
 
-    sys.exit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # pressed while modules were loading
+        code = 130
+    sys.exit(code)
 
 
 if __name__ == "__main__":

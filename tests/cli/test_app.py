@@ -30,7 +30,9 @@ def test_help_names_every_command(cli: Cli) -> None:
     assert all(command in result.out for command in COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["demo", "remember", "ask", "memory list", "memory undo", "memory purge", "memory rebuild"])
+@pytest.mark.parametrize(
+    "command", ["demo", "remember", "ask", "memory list", "memory undo", "memory purge", "memory rebuild"]
+)
 def test_every_command_has_help_with_json(cli: Cli, command: str) -> None:
     result = cli(*command.split(), "--help")
     assert result.code == 0
@@ -45,7 +47,7 @@ def test_version(cli: Cli) -> None:
     ("arguments", "says"),
     [
         (("rember",), "rember"),
-        (("ask",), "QUESTION"),
+        (("ask",), "question"),
         (("ask", "Where?", "--usr", "anna"), "--usr"),
         (("memory", "list", "--user"), "--user"),
     ],
@@ -59,7 +61,11 @@ def test_misuse_is_one_line_and_code_2(cli: Cli, arguments: tuple[str, ...], say
 
 
 def test_with_json_an_error_is_one_object_too(cli: Cli) -> None:
-    for arguments in (("memory", "list", "--json"), ("memory", "list", "--user", "a", "--home", "nowhere", "--json"), ("ask", "--json")):
+    for arguments in (
+        ("memory", "list", "--json"),
+        ("memory", "list", "--user", "a", "--home", "nowhere", "--json"),
+        ("ask", "--json"),
+    ):
         result = cli(*arguments)
         assert result.code == 2
         assert result.json == {"error": result.error.removeprefix("error: "), "exit_code": 2}
@@ -86,7 +92,11 @@ def test_debug_adds_the_traceback_wherever_it_stands(cli: Cli) -> None:
         (UnavailableError("gone"), "gone", 1),
         (KeyboardInterrupt(), "interrupted", 130),
         (typer.Abort(), "interrupted", 130),
-        (PermissionError(13, "Permission denied", "/x"), "/x: Permission denied. Check the path and its permissions", 1),
+        (
+            PermissionError(13, "Permission denied", "/x"),
+            "/x: Permission denied. Check the path and its permissions",
+            1,
+        ),
         (OSError(28, "No space left on device"), "No space left on device", 1),
         (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero", 1),
         (SystemExit(3), "", 3),

@@ -112,7 +112,9 @@ def test_an_empty_report_is_a_page_too(tmp_path: Path) -> None:
 def test_two_thousand_memories_fit_on_one_page(bank: MemoryBank, scope: Scope, tmp_path: Path) -> None:
     turns = [turn(number, f"fact number {number} about something") for number in range(2_000)]
     proposals = [
-        ProposedOp(kind=OpKind.ADD, text=t.text, reason="new", actor="rule", source_ids=(t.source_id,), speaker=t.speaker)
+        ProposedOp(
+            kind=OpKind.ADD, text=t.text, reason="new", actor="rule", source_ids=(t.source_id,), speaker=t.speaker
+        )
         for t in turns
     ]
     ops = bank.apply(proposals, scope=scope)

@@ -60,13 +60,16 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in own
     as_json = "--json" in own
     own = [argument for argument in own if argument != "--debug"]
+    line = ""
     try:
         code = typer.main.get_command(app)([*own, *rest], prog_name="memweave", standalone_mode=False)
     except BaseException as error:  # the edge of the program: every way out is turned into one line and a code
         line, code = describe(error)
         if debug:
             traceback.print_exc()
-        render.complain(line, code, as_json=as_json)
+    if code == INTERRUPTED:  # Typer has turned Ctrl-C into this code
+        line = "interrupted"
+    render.complain(line, code, as_json=as_json)
     return code if isinstance(code, int) else 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +39,11 @@ class Session:
 
 
 @contextmanager
-def session(*, create: bool = False, **options: object) -> Iterator[Session]:
+def session(*, create: bool = False, roles: Sequence[str] = (), **options: object) -> Iterator[Session]:
     """Read the settings, open the bank and close it at the end.
 
-    create: whether a data folder may be made.  Raises: SettingsError without a user, UsageError without a folder.
+    create: whether a data folder may be made.  roles: whose models will be needed; one that cannot be had is refused
+    before anything is opened.  Raises: SettingsError without a user, UsageError without a folder.
     """
     from memweave.config import Settings
     from memweave.memory_stores.configured import open_bank_from
@@ -53,6 +54,11 @@ def session(*, create: bool = False, **options: object) -> Iterator[Session]:
         raise SettingsError("no user is given. Add --user NAME, or set MEMWEAVE_USER.")
     if not create:
         need_folder(settings)
+    if roles:
+        from memweave.graphs.server import role_model
+
+        for role in roles:
+            role_model(settings, getattr(settings, role))
     with open_bank_from(settings) as bank:
         yield Session(settings, bank, Scope(tenant=settings.tenant, user=settings.user))
 

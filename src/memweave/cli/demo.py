@@ -70,7 +70,11 @@ def demo(
     report: ReportFile = Path("report.html"),
     as_json: AsJson = False,
 ) -> None:
-    """Remember a conversation, answer questions about it, undo an operation, and write report.html."""
+    """Watch memory being built, asked and undone.
+
+    Reads a conversation of two friends, answers questions about it from memory, takes one operation back, and writes a
+    report. Nothing but this machine is needed.
+    """
     console = render.notes() if as_json else render.out()
     folder = _fresh(home)
     with session(create=True, user=USER, tenant="default", home=folder, model=model, embedding=embedding) as here:

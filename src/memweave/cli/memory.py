@@ -141,10 +141,10 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Read what export wrote; what is there already is skipped."""
-    with (
-        file.open(encoding="utf-8") as lines,
-        session(create=True, user=user, tenant=tenant, home=home, embedding=embedding) as here,
-    ):
+    from memweave.worlds.files import read_text
+
+    lines = [line for line in read_text(file).split("\n") if line]
+    with session(create=True, user=user, tenant=tenant, home=home, embedding=embedding) as here:
         receipt = here.bank.import_(lines, scope=here.scope)
     if as_json:
         render.emit(receipt.model_dump(mode="json"))

@@ -29,6 +29,8 @@ File = Annotated[
     Path | None, typer.Argument(help="LoCoMo JSON, or JSON lines of messages. Without it: what is still pending.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not show operations as they happen.")]
+MOST_TURNS: Final = 1_000_000
+"""Turns of one run: in effect, all that are pending."""
 KINDS: Final = ("ADD", "UPDATE", "DELETE", "NOOP", "FAILED")
 Question = Annotated[str, typer.Argument(help="What to answer from memory.")]
 
@@ -43,12 +45,15 @@ def remember(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Read a conversation into memory. Reading it again changes nothing; what failed is tried again."""
+    """Read a conversation into memory.
+
+    Reading it again changes nothing. What failed stays pending and is tried again by the next run.
+    """
     from memweave.worlds import read_turns
 
     turns = read_turns(file) if file is not None else []
     options = {"user": user, "tenant": tenant, "home": home, "model": model, "embedding": embedding}
-    with session(create=file is not None, **options) as here:
+    with session(create=file is not None, roles=("extractor", "manager"), **options) as here:
         stored = here.bank.accept(turns, scope=here.scope)
         known = sum(turn.status is TurnStatus.DONE for turn in stored)
         shown = not (quiet or as_json)
@@ -102,10 +107,10 @@ def ask(
     model: Model = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer from memory, and show the memories that the answer rests on."""
+    """Answer from memory, with the memories used."""
     if not question.strip():
         raise InputError("the question is empty; write it after `memweave ask`.")
-    with session(user=user, tenant=tenant, home=home, model=model) as here:
+    with session(roles=("answerer",), user=user, tenant=tenant, home=home, model=model) as here:
         reply = cast("AnsweringOutput", answering_graph(here).invoke({"question": question}))
     text, used, seen = reply["answer"], reply["used"], reply["memories"]
     if text is None:
@@ -148,7 +153,7 @@ def construct(here: Session, console: Console, *, show: bool, bar: bool) -> Cons
         extractor=role_model(settings, settings.extractor),
         manager=role_model(settings, settings.manager),
         scope=here.scope,
-        max_turns=max(len(pending), 1),
+        max_turns=MOST_TURNS,
     )
     state: ConstructionState = {}
     with Feed(pending, console, show=show, bar=bar) as feed:
