@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,14 +13,18 @@ import typer
 
 from memweave.cli import render
 from memweave.cli.common import AsJson, secret
+from memweave.cli.eval_tables import show_qa, show_retrieval
+from memweave.errors import OperationError, SettingsError
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
-    from rich.table import Table
 
     from memweave.config import Settings
     from memweave.embeddings import Embedder
-    from memweave.evaluation.retrieval import RetrievalReport, RetrievalTask
+    from memweave.evaluation.datasets import Dataset
+    from memweave.evaluation.qa_report import QAReport
+    from memweave.evaluation.qa_task import QATask
+    from memweave.evaluation.retrieval import RetrievalTask
 
 eval_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure retrieval and answers.")
 
@@ -28,6 +34,9 @@ DataPath = Annotated[
 ]
 Conversation = Annotated[
     list[str] | None, typer.Option("--conversation", help="LoCoMo: only this conversation (may be repeated).")
+]
+Questions = Annotated[
+    str | None, typer.Option("--questions", help="HotpotQA, MuSiQue: questions FROM:TO, counted from 0.")
 ]
 EmbeddingModel = Annotated[
     str | None,
@@ -45,9 +54,7 @@ def retrieval(
         str, typer.Option("--k", help="How many memories are retrieved: numbers, separated by commas.")
     ] = "5,10,30,60",
     conversation: Conversation = None,
-    questions: Annotated[
-        str | None, typer.Option("--questions", help="HotpotQA, MuSiQue: questions FROM:TO, counted from 0.")
-    ] = None,
+    questions: Questions = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Also measure dense, BM25 and plain RRF.")] = False,
     embedding: EmbeddingModel = None,
     as_json: AsJson = False,
@@ -74,7 +81,72 @@ def retrieval(
     if as_json:
         render.emit(found.payload())
     else:
-        _show_retrieval(found)
+        show_retrieval(found)
+
+
+@eval_app.command()
+def qa(
+    dataset: DatasetName,
+    path: DataPath = None,
+    agent: Annotated[str, typer.Option("--agent", help="memory-r1, rag or full-context.")] = "memory-r1",
+    model: Annotated[
+        str | None, typer.Option("--model", help="Who answers: rule, openai:NAME or openai:NAME@URL.  [default: rule]")
+    ] = None,
+    manager: Annotated[
+        str | None, typer.Option("--manager", help="Who builds the memory, as for --model.  [default: the model]")
+    ] = None,
+    judge: Annotated[
+        str | None, typer.Option("--judge", help="Who also grades the answers.  [default: nobody]")
+    ] = None,
+    conversation: Conversation = None,
+    questions: Questions = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N questions.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to keep the run in; the same command continues it.")
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", min=1, max=256, help="Questions worked on at a time.")
+    ] = 8,
+    embedding: EmbeddingModel = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure answers: exact match, F1, BLEU-1 and an optional judge, with tokens and latency.
+
+    memory-r1 builds a memory with extractor and manager; rag keeps every raw turn or passage; full-context shows all of it.
+    """
+    from memweave.config import Settings
+
+    settings = Settings.load(embedding=embedding, model=model, manager=manager, judge=judge)
+    task = _qa_task(settings, dataset, path, conversation or [], questions)
+    names = RoleNames.of(settings, manager)
+    with _kept(out) as folder:
+        found = _run_qa(settings, task, names, agent, folder, limit, concurrency, kept=out is not None)
+    if as_json:
+        render.emit(found.payload())
+    else:
+        show_qa(found)
+        if out is None:
+            render.note("The answers were not kept. With --out DIR they are, and an interrupted run continues there.")
+
+
+@dataclass(frozen=True)
+class RoleNames:
+    """Who plays which role, by name."""
+
+    answerer: str
+    extractor: str
+    manager: str
+    judge: str | None
+
+    @classmethod
+    def of(cls, settings: Settings, manager: str | None) -> RoleNames:
+        """Return the names that the settings give; `--manager` decides for the extractor too: both build the memory."""
+        return cls(
+            answerer=settings.answerer or settings.model,
+            extractor=manager or settings.extractor or settings.model,
+            manager=settings.manager or settings.model,
+            judge=settings.judge,
+        )
 
 
 @contextmanager
@@ -97,20 +169,12 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
 def _retrieval_task(
     settings: Settings, name: str, path: Path | None, conversations: list[str], questions: str | None
 ) -> RetrievalTask:
-    from memweave.errors import SettingsError
-    from memweave.evaluation.datasets import Dataset, find_data, load_locomo, load_passages, parse_part
+    from memweave.evaluation.datasets import Dataset, load_locomo, load_passages, parse_part
     from memweave.evaluation.retrieval import locomo_task, passage_task
 
-    if name not in list(Dataset):
-        raise SettingsError(f"--dataset {name!r} is not known; choose {', '.join(Dataset)}.")
-    dataset = Dataset(name)
-    where = find_data(dataset, path, settings.data)
+    dataset, where = _dataset(settings, name, path, conversations, questions)
     if dataset is Dataset.LOCOMO:
-        if questions is not None:
-            raise SettingsError("--questions is for HotpotQA and MuSiQue; for LoCoMo name a --conversation.")
         return locomo_task(load_locomo(where, conversations))
-    if conversations:
-        raise SettingsError(f"--conversation is for LoCoMo; for {dataset} give a range of --questions.")
     return passage_task(load_passages(dataset, where, parse_part(questions)))
 
 
@@ -120,41 +184,84 @@ def _embedder(settings: Settings, spec: str) -> Embedder:
     return embedder(spec, api_key=secret(settings.embedding_api_key), timeout=settings.model_timeout)
 
 
-def _show_retrieval(found: RetrievalReport) -> None:
-    from memweave.evaluation.retrieval import PRODUCTION
+def _qa_task(
+    settings: Settings, name: str, path: Path | None, conversations: list[str], questions: str | None
+) -> QATask:
+    from memweave.evaluation.datasets import Dataset, load_locomo, load_passages, parse_part
+    from memweave.evaluation.qa_task import locomo_qa, passage_qa
 
-    best = found.scores[PRODUCTION]
-    left_out = f" ({found.skipped} without evidence left out)" if found.skipped else ""
-    what = "evidence turns" if found.dataset == "locomo" else "supporting passages"
-    render.out().print(
-        f"Recall of {what}, %. {found.dataset}: {found.n} questions{left_out}. Embedding: {found.embedding}."
+    dataset, where = _dataset(settings, name, path, conversations, questions)
+    if dataset is Dataset.LOCOMO:
+        return locomo_qa(load_locomo(where, conversations))
+    return passage_qa(load_passages(dataset, where, parse_part(questions)))
+
+
+@contextmanager
+def _kept(out: Path | None) -> Iterator[Path]:
+    """Yield the folder of the run: the one given, or a temporary one."""
+    if out is not None:
+        yield out
+        return
+    with tempfile.TemporaryDirectory(prefix="memweave-qa-") as folder:
+        yield Path(folder)
+
+
+def _run_qa(
+    settings: Settings,
+    task: QATask,
+    names: RoleNames,
+    agent: str,
+    folder: Path,
+    limit: int | None,
+    concurrency: int,
+    *,
+    kept: bool,
+) -> QAReport:
+    import asyncio
+
+    from memweave.evaluation.qa import QAModels, qa_settings, run_qa
+    from memweave.evaluation.retrieval import default_embedding
+    from memweave.graphs.server import role_model
+
+    embedder = _embedder(settings, settings.embedding or default_embedding())
+    identity = qa_settings(
+        task,
+        agent=agent,
+        model=names.answerer,
+        extractor=names.extractor,
+        manager=names.manager,
+        judge=names.judge,
+        embedding=embedder.model_id,
     )
-    render.out().print()
-    ks = list(best.recall)
-    overall = render.table("method", *(f"R@{k}" for k in ks), right=[f"R@{k}" for k in ks])
-    for name, scores in found.scores.items():
-        cells = [
-            f"{_percent(scores.recall[k])} [{_percent(scores.interval[k][0])}, {_percent(scores.interval[k][1])}]"
-            for k in ks
-        ]
-        render.row(overall, name, *cells, style="bold" if name == PRODUCTION else None)
-    render.out().print(overall)
-    _print_groups(f"{PRODUCTION}, by category", best.by_category, found.n_by_category, ks)
-    if len(best.by_collection) > 1:
-        _print_groups(f"{PRODUCTION}, by conversation", best.by_collection, None, ks)
-    render.out().print("In brackets: 95 % bootstrap interval over questions.", style="dim")
-
-
-def _print_groups(
-    title: str, groups: dict[str, dict[int, float]], counts: dict[str, int] | None, ks: list[int]
-) -> None:
-    made: Table = render.table(
-        title, *(["n"] if counts else []), *(f"R@{k}" for k in ks), right=["n", *(f"R@{k}" for k in ks)]
+    models = QAModels(
+        answerer=role_model(settings, names.answerer),
+        extractor=role_model(settings, names.extractor),
+        manager=role_model(settings, names.manager),
+        judge=role_model(settings, names.judge) if names.judge else None,
     )
-    for group, recall in groups.items():
-        render.row(made, group, *([counts[group]] if counts else []), *(_percent(recall[k]) for k in ks))
-    render.out().print(made)
+    part = task.first(limit)
+    try:
+        with progress_bar() as report:
+            return asyncio.run(
+                run_qa(part, identity, models, folder, embedding=embedder, concurrency=concurrency, report=report)
+            )
+    except (KeyboardInterrupt, OperationError):
+        if kept:
+            render.note(f"What is finished is in {folder}. The same command continues there.")
+        raise
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
+def _dataset(
+    settings: Settings, name: str, path: Path | None, conversations: list[str], questions: str | None
+) -> tuple[Dataset, Path]:
+    """Return which data set is meant and where it is. Raises: SettingsError."""
+    from memweave.evaluation.datasets import Dataset, find_data
+
+    if name not in list(Dataset):
+        raise SettingsError(f"--dataset {name!r} is not known; choose {', '.join(Dataset)}.")
+    dataset = Dataset(name)
+    if dataset is Dataset.LOCOMO and questions is not None:
+        raise SettingsError("--questions is for HotpotQA and MuSiQue; for LoCoMo name a --conversation.")
+    if dataset is not Dataset.LOCOMO and conversations:
+        raise SettingsError(f"--conversation is for LoCoMo; for {dataset} give a range of --questions.")
+    return dataset, find_data(dataset, path, settings.data)

@@ -41,10 +41,12 @@ def read_hotpotqa(path: Path | str) -> PassageSet:
 
 def _question(value: JsonValue, number: int, corpus: Corpus, ids: dict[str, str], place: str) -> PassageQuestion:
     item = as_object(value, place)
+    context: dict[str, None] = {}
     for entry in as_list(item.get("context"), f"{place}, `context`"):
         title, sentences = _pair(entry, f"{place}, `context`")
         if title not in ids:
             ids[title] = corpus.add(title, _text(sentences, f"{place}, {title!r}"))
+        context[ids[title]] = None
     gold: dict[str, None] = {}
     for fact in as_list(item.get("supporting_facts"), f"{place}, `supporting_facts`"):
         title, _ = _pair(fact, f"{place}, `supporting_facts`")
@@ -58,6 +60,7 @@ def _question(value: JsonValue, number: int, corpus: Corpus, ids: dict[str, str]
         question=as_text(item.get("question"), place, name="question"),
         answer=as_text(item.get("answer"), place, name="answer"),
         gold=tuple(gold),
+        context=tuple(context),
         kind=str(item.get("type", "unknown")),
     )
 

@@ -61,9 +61,11 @@ def _items(file: Path) -> list[JsonValue]:
 def _question(value: JsonValue, number: int, corpus: Corpus, place: str) -> PassageQuestion:
     item = as_object(value, place)
     gold: dict[str, None] = {}
+    context: dict[str, None] = {}
     for entry in as_list(item.get("paragraphs"), f"{place}, `paragraphs`"):
         paragraph = as_object(entry, f"{place}, `paragraphs`")
         passage_id = _add(corpus, paragraph.get("title"), paragraph.get("paragraph_text"), place)
+        context[passage_id] = None
         if paragraph.get("is_supporting") is True:
             gold[passage_id] = None
     if not gold:
@@ -76,6 +78,7 @@ def _question(value: JsonValue, number: int, corpus: Corpus, place: str) -> Pass
         answer=as_text(item.get("answer"), place, name="answer"),
         aliases=tuple(str(alias) for alias in aliases),
         gold=tuple(gold),
+        context=tuple(context),
         kind=question_id[:4] if question_id[1:4] == "hop" else "unknown",
     )
 

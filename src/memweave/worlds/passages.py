@@ -32,6 +32,8 @@ class PassageQuestion(Record):
     """Other accepted answers."""
     gold: tuple[str, ...]
     """Ids of the supporting passages, at least one."""
+    context: tuple[str, ...]
+    """Ids of the passages that come with the question, supporting and distracting ones."""
     kind: str
     """HotpotQA: bridge or comparison; MuSiQue: 2hop, 3hop or 4hop."""
 
