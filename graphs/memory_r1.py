@@ -16,7 +16,7 @@ from typing import Annotated, Final, TypedDict, cast
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langgraph.graph import END, START, StateGraph, add_messages
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Checkpointer
@@ -47,6 +47,7 @@ from memweave.graphs.session import (
     current_run_id,
     current_scope,
     current_thread,
+    emit,
 )
 from memweave.models import chat_model
 from memweave.records import Memory, MemoryHit, MemoryOp, OpKind, OpStatus, Turn, utc_now
@@ -111,7 +112,6 @@ class AgentState(AgentOutput, total=False):
 @dataclass(frozen=True)
 class _Agent:
     bank: LazyBank
-    construction: ConstructionGraph
     chat: BaseChatModel | None
     answerer: Policy[AnswerRequest] | None
     scope: DefaultScope
@@ -161,25 +161,6 @@ class _Agent:
             "failed": [],
             "recalled": [],
         }
-
-    def remember(self, state: AgentState, config: RunnableConfig) -> AgentState:
-        """Run the construction graph on this dialogue; the new messages come first."""
-        if not state["new"]:
-            return {}
-        task, own = self._construct(state, config)
-        return _remembered(cast(ConstructionOutput, self.construction.invoke(task, own)))
-
-    async def aremember(self, state: AgentState, config: RunnableConfig) -> AgentState:
-        if not state["new"]:
-            return {}
-        task, own = self._construct(state, config)
-        return _remembered(cast(ConstructionOutput, await self.construction.ainvoke(task, own)))
-
-    def _construct(self, state: AgentState, config: RunnableConfig) -> tuple[ConstructionInput, RunnableConfig]:
-        task = ConstructionInput(
-            dialogue=state["dialogue"], run_id=current_run_id(config), max_turns=len(state["new"]) + RETRIED_TURNS
-        )
-        return task, {**config, "recursion_limit": construction_steps(len(state["new"]) + RETRIED_TURNS, MAX_ATTEMPTS)}
 
     def recall(self, state: AgentState, config: RunnableConfig) -> AgentState:
         """Find memories that fit the new messages, as many as the token budget holds."""
@@ -242,6 +223,33 @@ class _Agent:
         )
 
 
+def _remember_node(construction: ConstructionGraph) -> RunnableLambda[AgentState, AgentState]:
+    """Return the node that runs the construction graph on this dialogue; the new messages come first.
+
+    Closures over the graph, in a `RunnableLambda`: that is how LangGraph Studio finds a subgraph that a node calls.
+    """
+
+    def remember(state: AgentState, config: RunnableConfig) -> AgentState:
+        if not state["new"]:
+            return {}
+        task, own = _task(state, config)
+        return _remembered(state, cast(ConstructionOutput, construction.invoke(task, own)))
+
+    async def aremember(state: AgentState, config: RunnableConfig) -> AgentState:
+        if not state["new"]:
+            return {}
+        task, own = _task(state, config)
+        return _remembered(state, cast(ConstructionOutput, await construction.ainvoke(task, own)))
+
+    return RunnableLambda(remember, aremember, name="remember")
+
+
+def _task(state: AgentState, config: RunnableConfig) -> tuple[ConstructionInput, RunnableConfig]:
+    turns = len(state["new"]) + RETRIED_TURNS
+    task = ConstructionInput(dialogue=state["dialogue"], run_id=current_run_id(config), max_turns=turns)
+    return task, {**config, "recursion_limit": construction_steps(turns, MAX_ATTEMPTS)}
+
+
 def _new_messages(messages: Sequence[AnyMessage]) -> list[HumanMessage]:
     """Return the user's messages since the last reply.
 
@@ -291,7 +299,9 @@ def _rests_on_memories(message: AIMessage) -> bool:
     return bool(message.response_metadata.get(_METADATA, {}).get("memories"))
 
 
-def _remembered(output: ConstructionOutput) -> AgentState:
+def _remembered(state: AgentState, output: ConstructionOutput) -> AgentState:
+    # Here and not in the subgraph, whose events only `stream(subgraphs=True)` shows.
+    emit(output["operations"], state["dialogue"])
     return {"operations": output["operations"], "failed": output["failed"]}
 
 
@@ -364,17 +374,11 @@ def create_memory_r1_agent(
         replies = chat_model(replies)
     chat = replies if isinstance(replies, BaseChatModel) else None
     load_prompt("chat")  # read the file now, not in the middle of a run
+    construction = create_construction_graph(
+        bank, model=model, extractor=extractor, manager=manager, scope=scope, max_attempts=MAX_ATTEMPTS, events=False
+    )
     nodes = _Agent(
         bank=LazyBank(bank),
-        construction=create_construction_graph(
-            bank,
-            model=model,
-            extractor=extractor,
-            manager=manager,
-            scope=scope,
-            max_attempts=MAX_ATTEMPTS,
-            checkpointer=False,
-        ),
         chat=chat,
         answerer=None if chat else as_answerer(replies),
         scope=scope,
@@ -384,7 +388,7 @@ def create_memory_r1_agent(
     )
     builder = StateGraph(AgentState, MemoryR1Context, input_schema=AgentInput, output_schema=AgentOutput)
     builder.add_node("accept", Node("accept", nodes.accept, nodes.aaccept))
-    builder.add_node("remember", Node("remember", nodes.remember, nodes.aremember))
+    builder.add_node("remember", _remember_node(construction))
     builder.add_node("recall", Node("recall", nodes.recall, nodes.arecall))
     builder.add_node("reply", Node("reply", nodes.reply, nodes.areply))
     builder.add_edge(START, "accept")

@@ -106,6 +106,7 @@ class _Construction:
     history_window: int
     max_attempts: int
     max_turns: int
+    events: bool
 
     def begin(self, state: ConstructionState, config: RunnableConfig) -> ConstructionState:
         """Start a run with clean counters; a checkpointed thread still has those of the last one."""
@@ -257,7 +258,7 @@ class _Construction:
         except (ConflictError, UnknownMemoryError) as error:
             now = bank.turns(scope=turn.scope, dialogue=turn.dialogue, before=turn.position + 1, limit=1)
             return self._conflict(state, error, now)
-        return _applied(state, ops)
+        return self._applied(state, ops)
 
     async def aapply(self, state: ConstructionState, config: RunnableConfig) -> ConstructionState:
         bank, turn = await self.bank.aget(), _turn(state)
@@ -266,7 +267,7 @@ class _Construction:
         except (ConflictError, UnknownMemoryError) as error:
             now = await bank.aturns(scope=turn.scope, dialogue=turn.dialogue, before=turn.position + 1, limit=1)
             return self._conflict(state, error, now)
-        return _applied(state, ops)
+        return self._applied(state, ops)
 
     def _conflict(self, state: ConstructionState, error: Exception, now: list[StoredTurn]) -> ConstructionState:
         """Decide again on the memories as they are now; a turn that somebody else has done (or purged) is let go."""
@@ -288,7 +289,7 @@ class _Construction:
         op = self.bank.get().reject(
             error, scope=turn.scope, actor=actor, turn=turn, run_id=state["run_id"], policy_version=version
         )
-        return _rejected(state, op, error)
+        return self._rejected(state, op, error)
 
     async def areject(self, state: ConstructionState, config: RunnableConfig) -> ConstructionState:
         error, actor, version = self._failure(state)
@@ -296,7 +297,19 @@ class _Construction:
         op = await (await self.bank.aget()).areject(
             error, scope=turn.scope, actor=actor, turn=turn, run_id=state["run_id"], policy_version=version
         )
-        return _rejected(state, op, error)
+        return self._rejected(state, op, error)
+
+    def _applied(self, state: ConstructionState, ops: Sequence[MemoryOp]) -> ConstructionState:
+        if self.events:
+            emit(ops, _turn(state).dialogue)
+        return {"turns_done": state["turns_done"] + 1, "problem": None}
+
+    def _rejected(self, state: ConstructionState, op: MemoryOp, error: str) -> ConstructionState:
+        turn = _turn(state)
+        if self.events:
+            emit([op], turn.dialogue)
+        failed = FailedTurn(dialogue=turn.dialogue, source_id=turn.source_id, position=turn.position, error=error)
+        return {"failed": [*state["failed"], failed]}
 
     def _failure(self, state: ConstructionState) -> tuple[str, str, str | None]:
         """Return what went wrong, who did it, and which version of it."""
@@ -331,18 +344,6 @@ def _retrieved(rankings: Sequence[Sequence[MemoryHit]]) -> ConstructionState:
     by_rank = [hit for rank in zip_longest(*rankings) for hit in rank if hit is not None]
     unique = {hit.memory.id: hit.memory for hit in by_rank}
     return {"memories": list(unique.values())}
-
-
-def _applied(state: ConstructionState, ops: Sequence[MemoryOp]) -> ConstructionState:
-    emit(ops, _turn(state))
-    return {"turns_done": state["turns_done"] + 1, "problem": None}
-
-
-def _rejected(state: ConstructionState, op: MemoryOp, error: str) -> ConstructionState:
-    turn = _turn(state)
-    emit([op], turn)
-    failed = FailedTurn(dialogue=turn.dialogue, source_id=turn.source_id, position=turn.position, error=error)
-    return {"failed": [*state["failed"], failed]}
 
 
 def _times(count: int) -> str:
@@ -399,6 +400,7 @@ def create_construction_graph(
     history_window: int = HISTORY_WINDOW,
     max_attempts: int = 3,
     max_turns: int = 10_000,
+    events: bool = True,
     checkpointer: Checkpointer = None,
 ) -> ConstructionGraph:
     """Return the graph that turns the pending turns of a bank into memories.
@@ -406,7 +408,8 @@ def create_construction_graph(
     model: plays every role that is not given; without it, rules do.  extractor, manager: `"rule"`, a specification for
     `chat_model`, a chat model, or a policy.  scope: whose memories, for runs whose context names no user.
     top_k: memories shown per fact.  history_window: earlier turns shown to the extractor.  max_attempts: replies asked
-    for per turn and role.  max_turns: most turns per run.
+    for per turn and role.  max_turns: most turns per run.  events: whether each operation is written to the run's custom
+    stream, as a `MemoryEvent`.
     """
     nodes = _Construction(
         bank=LazyBank(bank),
@@ -417,6 +420,7 @@ def create_construction_graph(
         history_window=history_window,
         max_attempts=max_attempts,
         max_turns=max_turns,
+        events=events,
     )
     builder = StateGraph(
         ConstructionState, MemoryR1Context, input_schema=ConstructionInput, output_schema=ConstructionOutput

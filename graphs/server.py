@@ -33,6 +33,8 @@ class Server:
     settings: Settings
     bank: Callable[[], MemoryBank]
     """Opens the bank; the second call returns the same one."""
+    close: Callable[[], None]
+    """Closes the bank, if it is open."""
     extractor: RoleModel
     manager: RoleModel
     answerer: RoleModel
@@ -48,14 +50,23 @@ async def server() -> Server:
 @lru_cache(maxsize=1)
 def _server() -> Server:
     settings = Settings.load()
+    opener = _Opener(settings)
     return Server(
         settings=settings,
-        bank=_Opener(settings).open,
+        bank=opener.open,
+        close=opener.close,
         extractor=role_model(settings, settings.extractor),
         manager=role_model(settings, settings.manager),
         answerer=role_model(settings, settings.answerer),
         home=Home(settings.tenant, settings.user),
     )
+
+
+def reset() -> None:
+    """Forget the settings and close the bank, so that the next factory call reads and opens anew; for tests."""
+    if _server.cache_info().currsize:
+        _server().close()
+    _server.cache_clear()
 
 
 def role_model(settings: Settings, spec: str | None) -> RoleModel:
@@ -77,5 +88,13 @@ class _Opener:
         with self._lock:
             if self._bank is None:
                 self._bank = open_bank_from(self._settings)
-                atexit.register(self._bank.close)
+                atexit.register(self.close)
             return self._bank
+
+    def close(self) -> None:
+        """Close the bank, if it is open."""
+        with self._lock:
+            if self._bank is not None:
+                self._bank.close()
+                self._bank = None
+            atexit.unregister(self.close)

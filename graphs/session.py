@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from memweave.errors import ScopeError
 from memweave.memory_stores import MemoryStore
-from memweave.records import MemoryOp, Scope, StoredTurn, new_id
+from memweave.records import MemoryOp, Scope, new_id
 
 StateT = TypeVar("StateT")
 UpdateT = TypeVar("UpdateT")
@@ -136,11 +136,12 @@ class MemoryEvent(TypedDict):
     error: str | None
     memory_id: str | None
     dialogue: str
-    source_id: str
+    source_ids: list[str]
+    """Ids of the messages that it came from."""
     run_id: str | None
 
 
-def emit(ops: Iterable[MemoryOp], turn: StoredTurn) -> None:
+def emit(ops: Iterable[MemoryOp], dialogue: str) -> None:
     """Write one `MemoryEvent` per operation to the run's custom stream."""
     write = get_runtime().stream_writer
     for op in ops:
@@ -156,8 +157,8 @@ def emit(ops: Iterable[MemoryOp], turn: StoredTurn) -> None:
             actor=op.actor,
             error=op.error,
             memory_id=str(op.memory_id) if op.memory_id else None,
-            dialogue=turn.dialogue,
-            source_id=turn.source_id,
+            dialogue=dialogue,
+            source_ids=list(op.source_ids),
             run_id=op.run_id,
         )
         write(event)
