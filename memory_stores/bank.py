@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID
 
+from memweave.errors import UsageError
 from memweave.memory_stores.branch import Branch
 from memweave.memory_stores.core import Core
 from memweave.memory_stores.engine import AsyncSearch, IndexQuery, conditions
@@ -37,7 +38,7 @@ class MemoryBank(MemoryStore):
 
     def __init__(self, core: Core, release: Callable[[], None], *, collection: str = "memories") -> None:
         super().__init__(core.embedder, core.config, core.encoder, core.executor)
-        self._core = core
+        self._opened = core
         self._release: Callable[[], None] | None = release
         self._collection = collection
 
@@ -64,7 +65,7 @@ class MemoryBank(MemoryStore):
         )
         # A memory that another process replaces in between is found again by the next look.
         for _ in range(3):
-            hits = self._boosted(projector.engine.search(question), boosted, limit)
+            hits = self._boosted(projector.search(question), boosted, limit)
             found = projector.resolve(question.partition, scope, hits)
             if len(found) == len(hits):
                 break
@@ -92,7 +93,10 @@ class MemoryBank(MemoryStore):
 
         question, boosted = await self._in_thread(prepare)
         hits = self._boosted(await engine.asearch(question), boosted, limit)
-        return await self._in_thread(self._core.projector.resolve, question.partition, scope, hits)
+        found = await self._in_thread(self._core.projector.resolve, question.partition, scope, hits)
+        if len(found) < len(hits):  # replaced in between: look again, as `search` does
+            return await self._in_thread(self.search, query, scope=scope, limit=limit, where=where)
+        return found
 
     def memories(
         self, *, scope: Scope, where: IndexFilter | None = None, as_of: datetime | None = None, limit: int | None = None
@@ -139,7 +143,7 @@ class MemoryBank(MemoryStore):
     def count(self, *, scope: Scope) -> int:
         """Return the number of current memories."""
         self._core.projector.catch_up()
-        return self._core.projector.engine.count(self._partition(scope))
+        return self._core.projector.count(self._partition(scope))
 
     async def acount(self, *, scope: Scope) -> int:
         """Async twin of `count`."""
@@ -228,6 +232,15 @@ class MemoryBank(MemoryStore):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+    @property
+    def _core(self) -> Core:
+        self._check_open()
+        return self._opened
+
+    def _check_open(self) -> None:
+        if self._release is None:
+            raise UsageError("this memory bank is closed. Open the folder again with open_bank.")
 
     def _partition(self, scope: Scope) -> str:
         return scope.partition(self._collection)

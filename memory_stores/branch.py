@@ -222,9 +222,10 @@ class _BranchTransaction:
                 return op
         raise UnknownMemoryError(f"no operation {op_id} in this branch of {scope}.")
 
-    def undone(self, partition: str, op_id: UUID) -> bool:
-        """Return whether an operation has been taken back and not restored since."""
-        return any(op.undoes == op_id and not self.undone(partition, op.id) for op in self._state.ops)
+    def changes(self, partition: str, memory_id: UUID) -> list[tuple[UUID, UUID | None]]:
+        """Return the operations of this branch that changed a memory and what each takes back, oldest first."""
+        changed = (op for op in self._state.ops if op.memory_id == memory_id and (op.before or op.after))
+        return [(op.id, op.undoes) for op in changed]
 
     def record(self, partition: str, op: MemoryOp, opened: Version | None) -> MemoryOp:
         """Append an operation, close what it replaces, open what it writes."""

@@ -43,8 +43,11 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """Yield a connection in a read transaction: one consistent state."""
-        with self.errors("read"), self.engine.connect() as connection, connection.begin():
-            yield connection
+        with self.errors("read"), self.engine.connect() as connection:
+            if not self.is_sqlite:  # where each statement would see a state of its own
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:

@@ -43,6 +43,8 @@ class EdgeEngine:
         self._path = path
         self._dimension = dimension
         self._wal = wal
+        # Just created and never written to: clearing it would only create it again, a second's work on a slow disk.
+        self._blank = False
         self._shard = self._open()
 
     def _open(self) -> qe.EdgeShard:
@@ -60,6 +62,7 @@ class EdgeEngine:
             shard = qe.EdgeShard.create(str(self._path), config)
             for update in _field_indexes():
                 shard.update(update)
+            self._blank = True
             return shard
         except Exception as error:  # the binding raises bare Exceptions with the engine's text
             raise _translated(error, f"index {self._path}") from error
@@ -132,6 +135,8 @@ class EdgeEngine:
 
     def clear(self) -> None:
         """Remove everything, files included: nothing that was deleted stays readable on disk."""
+        if self._blank:
+            return
         self._shard.close()
         shutil.rmtree(self._path, ignore_errors=True)
         self._shard = self._open()
@@ -142,6 +147,7 @@ class EdgeEngine:
         self._shard.close()
 
     def _update(self, operation: qe.UpdateOperation) -> None:
+        self._blank = False
         try:
             self._shard.update(operation)
         except Exception as error:

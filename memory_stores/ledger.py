@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -100,6 +100,15 @@ class Change:
     """What to store; `None` for other effects."""
 
 
+class History(NamedTuple):
+    """Everything there is about a partition."""
+
+    turns: list[StoredTurn]
+    ops: list[MemoryOp]
+    versions: list[tuple[Version, int, int | None]]
+    """Every version ever, with the `seq` of the operations that opened and closed it."""
+
+
 class Ledger:
     """One ledger database. Raises: FormatError when a newer version of memweave wrote it."""
 
@@ -173,12 +182,20 @@ class Ledger:
         with self.database.read() as connection:
             return [version_of(row, scope) for row in connection.execute(query).mappings()]
 
-    def all_versions(self, partition: str, scope: Scope) -> list[tuple[Version, int, int | None]]:
-        """Return every version ever of a partition, with the operations that opened and closed it."""
-        query = sa.select(_versions).where(_versions.c.partition == partition).order_by(_versions.c.opened_seq)
+    def whole(self, partition: str, scope: Scope) -> History:
+        """Return everything there is about a partition, from one moment, oldest first."""
+        turns = sa.select(_turns).where(_turns.c.partition == partition).order_by(_turns.c.position)
+        ops = sa.select(_ops).where(_ops.c.partition == partition, _ops.c.kind != _PURGE).order_by(_ops.c.seq)
+        versions = sa.select(_versions).where(_versions.c.partition == partition).order_by(_versions.c.opened_seq)
         with self.database.read() as connection:
-            rows = connection.execute(query).mappings().all()
-        return [(version_of(row, scope), row["opened_seq"], row["closed_seq"]) for row in rows]
+            return History(
+                [turn_of(row, scope) for row in connection.execute(turns).mappings()],
+                _with_sides(connection, partition, scope, connection.execute(ops).mappings().all()),
+                [
+                    (version_of(row, scope), row["opened_seq"], row["closed_seq"])
+                    for row in connection.execute(versions).mappings()
+                ],
+            )
 
     def everything(self, seq: int, *, batch: int = 2_000) -> Iterator[list[tuple[str, Version]]]:
         """Yield all versions alive at `seq`, of all partitions, in batches of (partition, version)."""
@@ -327,10 +344,15 @@ class LedgerTransaction:
             raise UnknownMemoryError(f"no operation {op_id} for {scope}. `memweave memory log` lists them.")
         return _with_sides(self.connection, partition, scope, rows)[0]
 
-    def undone(self, partition: str, op_id: UUID) -> bool:
-        """Return whether an operation has been taken back and not restored since."""
-        query = sa.select(_ops.c.op_id).where(_ops.c.partition == partition, _ops.c.undoes == op_id.hex)
-        return any(not self.undone(partition, UUID(hex=by)) for by in self.connection.execute(query).scalars().all())
+    def changes(self, partition: str, memory_id: UUID) -> list[tuple[UUID, UUID | None]]:
+        """Return the operations that changed a memory and what each takes back, oldest first."""
+        query = sa.select(_ops.c.op_id, _ops.c.undoes).where(
+            _ops.c.partition == partition,
+            _ops.c.memory_id == memory_id.hex,
+            sa.or_(_ops.c.before_version.is_not(None), _ops.c.after_version.is_not(None)),
+        )
+        rows = self.connection.execute(query.order_by(_ops.c.seq)).all()
+        return [(UUID(hex=row.op_id), UUID(hex=row.undoes) if row.undoes else None) for row in rows]
 
     def record(self, partition: str, op: MemoryOp, opened: Version | None) -> MemoryOp:
         """Append an operation, close what it replaces, open what it writes; return it with its `seq`."""

@@ -1,7 +1,7 @@
 """Named points between durable writes, so that a test can kill the process exactly there.
 
 In normal operation `reached` does nothing. Points: `apply:op`, `apply:closed`, `apply:opened`, `apply:turn`, `apply:commit`,
-`apply:committed`, `project:upserted`, `project:deleted`, `project:marked`.
+`apply:committed`, `project:upserted`, `project:deleted`, `project:marked`, `fill:cleared`, `fill:upserted`.
 """
 
 from __future__ import annotations

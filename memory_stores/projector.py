@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from typing import Final
+from typing import Final, TypeVar
 from uuid import UUID
 
-from memweave.memory_stores.engine import IndexHit, Marker, VectorEngine
+from memweave.errors import OperationError
+from memweave.memory_stores.engine import IndexHit, IndexQuery, Marker, VectorEngine
 from memweave.memory_stores.ledger import Change, Effect, Ledger
 from memweave.memory_stores.probes import reached
 from memweave.memory_stores.rows import point_of
 from memweave.memory_stores.text import Bm25Encoder
 from memweave.records import Memory, MemoryHit, Scope
+
+R = TypeVar("R")
 
 _BATCH: Final = 1_000
 _CACHED: Final = 200_000
@@ -41,9 +44,10 @@ class Projector:
         self._write_key = write_key
         self._shared = shared
         self._lock = threading.RLock()
-        self._seq = -1  # not opened yet
+        self._seq = -1  # not opened yet, or being written anew
+        self._fills = 0  # counts up when writing anew begins and again when it ends: odd in between
         self._cache: OrderedDict[tuple[str, UUID], Memory] = OrderedDict()
-        self._speakers: dict[str, set[str]] = {}
+        self._speakers: dict[str, frozenset[str]] = {}
 
     def catch_up(self) -> None:
         """Bring the index up to the last committed operation. Cheap when nothing happened."""
@@ -51,17 +55,16 @@ class Projector:
             return
         with self._lock, self._ledger.database.projecting() if self._shared else nullcontext():
             marker = self._opened()
-            dropped = False
             while changes := self._ledger.changes(self._seq, limit=_BATCH):
+                if not self._shared and any(c.effect is Effect.DROP for c in changes):
+                    # Deleted points linger in the files of an embedded index; a purge must leave nothing behind.
+                    marker = self._fill()
+                    continue
                 self._apply([c for c in changes if c.seq > marker.seq])
-                dropped |= any(c.effect is Effect.DROP for c in changes)
                 self._remember(changes)
                 self._seq = changes[-1].seq
                 if self._seq > marker.seq:
                     marker = self._mark(self._seq)
-            if dropped and not self._shared:
-                # Deleted points linger in the files of an embedded index; a purge must leave nothing behind.
-                self._fill()
 
     def rebuild(self) -> None:
         """Write the index anew from the ledger."""
@@ -72,6 +75,8 @@ class Projector:
         """Return the index's marker, after filling an index that is new or does not fit."""
         if self._seq >= 0 and not self._shared:
             return Marker(self._ledger.id, self._seq, self._write_key)
+        if self._seq < 0 and self._fills:  # writing it anew failed half-way
+            return self._fill()
         marker = self.engine.marker()
         fits = marker is not None and (marker.ledger, marker.write_key) == (self._ledger.id, self._write_key)
         if marker is None or not fits or marker.seq > self._ledger.head():
@@ -81,16 +86,25 @@ class Projector:
         return marker
 
     def _fill(self) -> Marker:
+        """Write the index anew. Readers wait meanwhile; interrupted, it leaves no marker, so the next look starts over."""
         head = self._ledger.head()
-        self._cache.clear()
-        self._speakers.clear()
-        self.engine.clear()
-        for batch in self._ledger.everything(head):
-            self.engine.upsert([point_of(partition, version, self._encoder) for partition, version in batch])
-            for partition, version in batch[: max(0, _CACHED - len(self._cache))]:
-                self._cache[partition, version.memory.id] = version.memory
-        self._seq = head
-        return self._mark(head)
+        self._seq = -1
+        self._fills += 1
+        try:
+            self._cache.clear()
+            self._speakers.clear()
+            self.engine.clear()
+            reached("fill:cleared")
+            for batch in self._ledger.everything(head):
+                self.engine.upsert([point_of(partition, version, self._encoder) for partition, version in batch])
+                reached("fill:upserted")
+                for partition, version in batch[: max(0, _CACHED - len(self._cache))]:
+                    self._cache[partition, version.memory.id] = version.memory
+            marker = self._mark(head)
+            self._seq = head
+            return marker
+        finally:
+            self._fills += 1
 
     def _mark(self, seq: int) -> Marker:
         marker = Marker(self._ledger.id, seq, self._write_key)
@@ -125,19 +139,43 @@ class Projector:
                 self._speakers.pop(change.partition, None)
             elif change.opened is not None:
                 memory = self._cache[at] = change.opened.memory
-                if memory.speaker is not None and change.partition in self._speakers:
-                    self._speakers[change.partition].add(memory.speaker)
+                known = self._speakers.get(change.partition)
+                if memory.speaker is not None and known is not None and memory.speaker not in known:
+                    self._speakers[change.partition] = known | {
+                        memory.speaker
+                    }  # a new set: others may be reading this one
                 if len(self._cache) > _CACHED:
                     self._cache.popitem(last=False)
             elif change.effect is Effect.REMOVE:
                 self._cache.pop(at, None)
 
-    def speakers(self, partition: str) -> set[str]:
+    def search(self, query: IndexQuery) -> list[IndexHit]:
+        """Search the index as it is; once more when it was written anew meanwhile."""
+        return self._steady(lambda: self.engine.search(query))
+
+    def count(self, partition: str) -> int:
+        """Return the number of points of a partition."""
+        return self._steady(lambda: self.engine.count(partition))
+
+    def _steady(self, read: Callable[[], R]) -> R:
+        while True:
+            fills = self._fills
+            try:
+                found = read()
+            except OperationError:
+                if fills == self._fills and fills % 2 == 0:
+                    raise
+            else:
+                if fills == self._fills and fills % 2 == 0:
+                    return found
+            self.catch_up()  # waits for the other thread
+
+    def speakers(self, partition: str) -> frozenset[str]:
         """Return the participants of a partition, those whose last memory was deleted since opening included."""
         found = self._speakers.get(partition)
         if found is None:
             with self._lock:
-                found = self._speakers[partition] = set(self._ledger.speakers(partition))
+                found = self._speakers[partition] = frozenset(self._ledger.speakers(partition))
         return found
 
     def resolve(self, partition: str, scope: Scope, hits: Sequence[IndexHit]) -> list[MemoryHit]:

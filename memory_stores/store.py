@@ -26,7 +26,7 @@ from memweave.memory_stores.engine import IndexHit, IndexQuery, SearchConfig, co
 from memweave.memory_stores.exact import ExactEngine
 from memweave.memory_stores.rows import Version
 from memweave.memory_stores.text import Bm25Encoder, embedded_text, named_speakers
-from memweave.memory_stores.transitions import Sides, transition
+from memweave.memory_stores.transitions import Sides, lineage, transition
 from memweave.records import (
     IndexFilter,
     Memory,
@@ -65,8 +65,8 @@ class Transaction(Protocol):
     def op(self, partition: str, op_id: UUID, scope: Scope) -> MemoryOp:
         """Return an operation. Raises: UnknownMemoryError."""
 
-    def undone(self, partition: str, op_id: UUID) -> bool:
-        """Return whether an operation has been taken back and not restored since."""
+    def changes(self, partition: str, memory_id: UUID) -> list[tuple[UUID, UUID | None]]:
+        """Return the operations that changed a memory and what each takes back, oldest first."""
 
     def record(self, partition: str, op: MemoryOp, opened: Version | None) -> MemoryOp:
         """Append an operation, close what it replaces, open what it writes; return it with its `seq`."""
@@ -251,7 +251,9 @@ class MemoryStore(ABC):
             raise UnknownMemoryError(f"no run {run_id!r} for {scope}. `memweave memory log` shows runs.")
         with self._write(scope) as tx:
             changed = [op for op in reversed(ops) if op.before or op.after]
-            open_ops = [op for op in changed if not tx.undone(partition, op.id)]
+            memories = {op.memory_id for op in changed if op.memory_id}
+            undone = {i for memory_id in memories for i in lineage(tx.changes(partition, memory_id)).undone}
+            open_ops = [op for op in changed if op.id not in undone]
             if not open_ops:
                 raise ConflictError(f"run {run_id!r} changed nothing, or is already undone.")
             done = [self._undo_one(tx, partition, op, actor, reason) for op in open_ops]
@@ -259,6 +261,9 @@ class MemoryStore(ABC):
         return done
 
     # How it is done.
+
+    def _check_open(self) -> None:  # noqa: B027 -- only a bank can be closed
+        """Raise UsageError when this store is closed."""
 
     def _written(self) -> None:  # noqa: B027 -- nothing follows a commit, except in a bank, which brings its index up to date
         """Do what follows a commit."""
@@ -357,16 +362,17 @@ class MemoryStore(ABC):
             raise ConflictError(
                 f"operation {op.id} ({op.kind}, {op.status}) changed nothing, so there is nothing to undo."
             )
-        if tx.undone(partition, op.id):
+        line = lineage(tx.changes(partition, op.memory_id))
+        if op.id in line.undone:
             raise ConflictError(f"operation {op.id} is already undone.")
-        current = tx.current(partition, op.memory_id, op.scope)
-        if (current.memory.version if current else None) != (op.after.version if op.after else None):
+        if line.states[op.id] != line.state:
             raise ConflictError(
                 f"memory {op.memory_id} changed after operation {op.id}. Undo the later operations first "
                 f"(`memweave memory log --memory {op.memory_id}`), or the whole run."
             )
         now = tx.tick()
-        before, opened = (current.memory if current else None), None
+        current, opened = tx.current(partition, op.memory_id, op.scope), None
+        before = current.memory if current else None
         if op.before is not None:
             old = tx.version(partition, op.before)
             version = tx.last_version(partition, op.memory_id) + 1
@@ -387,6 +393,7 @@ class MemoryStore(ABC):
 
     async def _in_thread(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a call in the store's bounded thread pool, with the caller's context."""
+        self._check_open()
         context = copy_context()
         call = partial(function, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._executor, context.run, call)

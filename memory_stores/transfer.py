@@ -76,12 +76,12 @@ def export_lines(ledger: Ledger, partition: str, scope: Scope) -> Iterator[str]:
     """Yield the lines of an export, from one consistent state."""
     header = _Header(memweave="export", format=RECORD_FORMAT, collection="memories", exported_at=utc_now().isoformat())
     yield header.model_dump_json()
-    for turn in ledger.turns(partition, scope):
+    turns, ops, versions = ledger.whole(partition, scope)
+    for turn in turns:
         data = Turn.model_validate(turn.model_dump(include=set(Turn.model_fields)))
         yield _TurnLine(turn=data, status=turn.status, attempts=turn.attempts, error=turn.error).model_dump_json()
-    ops = ledger.log(partition, scope)
     by_seq = {op.seq: op.id for op in ops}
-    for version, opened, closed in ledger.all_versions(partition, scope):
+    for version, opened, closed in versions:
         line = _VersionLine(
             version=version.memory, run_id=version.run_id, opened_by=by_seq[opened], closed_by=by_seq.get(closed or 0)
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
+from uuid import UUID
 
 from memweave.errors import ConflictError, UnknownMemoryError
 from memweave.records import Memory, OpKind, ProposedOp, Scope, Trust, new_id
@@ -14,6 +16,36 @@ class Sides(NamedTuple):
 
     before: Memory | None
     after: Memory | None
+
+
+class Lineage(NamedTuple):
+    """What the operations on one memory amount to."""
+
+    state: UUID | None
+    """The operation that first led to the memory's present state; `None` for the state before the first of them."""
+    states: dict[UUID, UUID | None]
+    """By operation, the state it led to."""
+    undone: frozenset[UUID]
+    """Operations that are taken back, and not restored since."""
+
+
+def lineage(changes: Sequence[tuple[UUID, UUID | None]]) -> Lineage:
+    """Return what the operations that changed one memory amount to.
+
+    changes: (operation, the operation it takes back), oldest first. Taking one back leads to the state before it, under a new version
+    number: so two versions are the same state when their operations say so, not when their numbers or texts agree.
+    """
+    state: UUID | None = None
+    before: dict[UUID, UUID | None] = {}
+    states: dict[UUID, UUID | None] = {}
+    for op, undoes in changes:
+        before[op] = state
+        states[op] = state = before[undoes] if undoes in before else op
+    undone: set[UUID] = set()
+    for op, undoes in reversed(changes):
+        if undoes is not None and op not in undone:
+            undone.add(undoes)
+    return Lineage(state, states, frozenset(undone))
 
 
 def transition(op: ProposedOp, current: Memory | None, last_version: int, *, scope: Scope, now: datetime) -> Sides:
