@@ -1,0 +1,251 @@
+"""LangGraph Studio's server on a data folder, while the command line works on the same folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+pytest.importorskip("langgraph_api", reason="needs the extra `studio`")
+
+from langgraph_sdk import get_sync_client
+from langgraph_sdk.client import SyncLangGraphClient
+
+from memweave.agents.prompts import load_prompt
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).resolve().parents[2]
+READY_IN = 120.0  # seconds
+ANNA = {"user": "anna"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """A chat model behind the OpenAI protocol: extracts and adds what is said, and answers with the first memory."""
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = reply(request["messages"])
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        body: dict[str, Any] = {"id": "1", "created": 1, "model": request["model"], "object": "chat.completion"}
+        if request.get("stream"):
+            chunk = {"index": 0, "finish_reason": "stop", "delta": {"role": "assistant", "content": text}}
+            data = f"data: {json.dumps({**body, 'object': 'chat.completion.chunk', 'choices': [chunk]})}\n\n"
+            self.send("text/event-stream", data + "data: [DONE]\n\n")
+        else:
+            self.send("application/json", json.dumps({**body, "choices": [choice]}))
+
+    def send(self, kind: str, body: str) -> None:
+        payload = body.encode()
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def reply(messages: list[dict[str, str]]) -> str:
+    system, user = messages[0]["content"], messages[1]["content"]
+    if system.startswith("You read one turn"):
+        said = user.splitlines()[-1].split(": ", 1)[1]
+        return json.dumps({"facts": [] if said.endswith("?") else [said]})
+    if system.startswith("You manage"):
+        facts = [line[2:] for line in user.splitlines() if line.startswith("- ")]
+        return json.dumps({"memory": [{"event": "ADD", "text": fact, "reason": "It is new."} for fact in facts]})
+    if system.startswith("You answer"):
+        memories = [line for line in user.splitlines() if line.startswith("[0] ")]
+        return f"{memories[0]}\n**Answer:** {memories[0][4:]}" if memories else "**Answer:** nobody said"
+    return "I see."
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """Return the address of a chat model."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}/v1"
+        http.shutdown()
+        thread.join()
+
+
+@dataclass(frozen=True)
+class Studio:
+    """A running `langgraph dev`."""
+
+    client: SyncLangGraphClient
+    environment: dict[str, str]
+    folder: Path
+    log: Path
+
+    def cli(self, *arguments: str) -> dict[str, Any]:
+        """Run `memweave ... --json` in a process of its own on the same data folder."""
+        command = [sys.executable, "-m", "memweave", *arguments, "--json"]
+        done = subprocess.run(
+            command, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    def answer(self, question: str, **context: str) -> Any:
+        """Run the answering graph."""
+        return self.client.runs.wait(None, "memory-r1-answering", input={"question": question}, context=context or ANNA)
+
+
+@contextmanager
+def running(
+    command: list[str], environment: dict[str, str], folder: Path, log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server in a process group of its own, and end all of it."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, env=environment, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            yield process
+        finally:
+            for sign, patience in ((signal.SIGTERM, 15), (signal.SIGKILL, 15)):
+                try:
+                    os.killpg(process.pid, sign)
+                except ProcessLookupError:
+                    break
+                try:
+                    process.wait(patience)
+                    break
+                except subprocess.TimeoutExpired:
+                    continue
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline = time.monotonic() + READY_IN
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"langgraph dev ended:\n{log.read_text()[-4000:]}"
+        try:
+            if httpx.get(f"{url}/ok", timeout=2).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)  # a poll with a deadline, not a guess
+    pytest.fail(f"langgraph dev was not ready after {READY_IN:g} s:\n{log.read_text()[-4000:]}")
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory, endpoint: str) -> Iterator[Studio]:
+    """Start `langgraph dev` on an empty data folder."""
+    folder = tmp_path_factory.mktemp("studio")
+    log, port = folder / "server.log", free_port()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LANG", "OPENAI_", "MEMWEAVE_"))}
+    environment = kept | {
+        "LANGSMITH_TRACING": "false",
+        "LANGGRAPH_CLI_NO_ANALYTICS": "1",
+        "MEMWEAVE_HOME": str(folder / "home"),
+        "MEMWEAVE_EMBEDDING": "hashing",
+        "MEMWEAVE_MODEL": f"openai:scripted@{endpoint}",
+        "NO_COLOR": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    command = [sys.executable, "-m", "langgraph_cli", "dev", "--no-browser", "--no-reload", "--port", str(port)]
+    url = f"http://127.0.0.1:{port}"
+    with running([*command, "--config", str(ROOT / "langgraph.json")], environment, folder, log) as process:
+        wait_until_ready(process, url, log)
+        client = get_sync_client(url=url)
+        yield Studio(client, environment, folder, log)
+        client.close()
+
+
+def test_graphs_have_descriptions_and_editable_prompts(studio: Studio) -> None:
+    assistants = {found["graph_id"]: found for found in studio.client.assistants.search()}
+    assert assistants.keys() == {"memory-r1", "memory-r1-construction", "memory-r1-answering"}
+    assert all(len(found["description"] or "") > 20 for found in assistants.values())
+    schemas = studio.client.assistants.get_schemas(assistants["memory-r1-construction"]["assistant_id"])
+    fields = schemas["context_schema"]["properties"]
+    assert fields["manager_prompt"]["langgraph_nodes"] == ["manage", "remember"]
+    assert fields["manager_prompt"]["langgraph_type"] == "prompt"
+    assert fields["manager_prompt"]["default"] == load_prompt("manager").text
+    assert "user" in fields
+    drawn = studio.client.assistants.get_graph(assistants["memory-r1"]["assistant_id"], xray=True)
+    assert {"accept", "remember:manage", "remember:validate", "recall", "reply"} <= {
+        node["id"] for node in drawn["nodes"]
+    }
+
+
+def test_a_chat_an_undo_on_the_command_line_and_an_answer_that_changes(studio: Studio) -> None:
+    thread = studio.client.threads.create()["thread_id"]
+    parts = list(
+        studio.client.runs.stream(
+            thread,
+            "memory-r1",
+            input={"messages": [{"role": "user", "content": "My cat is called Tom."}]},
+            context=ANNA,
+            stream_mode=["custom", "values", "messages-tuple"],
+        )
+    )
+    (event,) = (part.data for part in parts if part.event == "custom")
+    assert (event["kind"], event["text"], event["reason"]) == ("ADD", "My cat is called Tom.", "It is new.")
+    assert (event["dialogue"], event["status"]) == (thread, "applied")
+    final = [part.data for part in parts if part.event == "values"][-1]
+    assert [message["content"] for message in final["messages"]] == ["My cat is called Tom.", "I see."]
+    spoken = "".join(
+        part.data[0]["content"] for part in parts if part.event == "messages" and part.data[0]["type"] != "human"
+    )
+    assert spoken == "I see."
+
+    answer = studio.answer("What is my cat called?")
+    assert "Tom" in answer["answer"]
+    assert [memory["text"] for memory in answer["used"]] == ["My cat is called Tom."]
+
+    asked = studio.cli("ask", "What is my cat called?", "--user", "anna")
+    assert "Tom" in json.dumps(asked)
+    studio.cli("memory", "undo", event["id"], "--user", "anna")
+    assert studio.answer("What is my cat called?")["answer"] == "nobody said"
+    assert "Tom" not in studio.cli("ask", "What is my cat called?", "--user", "anna")["answer"]
+    assert studio.client.threads.get_state(thread)["values"]["operations"][0]["kind"] == "ADD"
+
+
+def test_construction_takes_what_the_command_line_left_pending(studio: Studio) -> None:
+    lines = [{"speaker": "Ben", "text": f"I have {n} dogs.", "id": f"m{n}"} for n in (1, 2)]
+    talk = studio.folder / "talk.jsonl"
+    talk.write_text("\n".join(json.dumps(line) for line in lines))
+    studio.cli("remember", str(talk), "--user", "ben")
+    assert "1 dogs" in studio.answer("How many dogs?", user="ben")["answer"]
+    output = studio.client.runs.wait(None, "memory-r1-construction", input={}, context={"user": "ben"})
+    assert isinstance(output, dict)
+    assert (output["turns_done"], output["failed"], output["stopped"]) == (0, [], None)
+
+
+def test_a_run_for_nobody_is_an_error_that_says_what_to_do(studio: Studio) -> None:
+    with pytest.raises(Exception, match="Whose memories") as refused:
+        studio.client.runs.wait(None, "memory-r1-answering", input={"question": "Who?"})
+    assert "ScopeError" in str(refused.value)
+
+
+def test_nothing_blocked_the_event_loop(studio: Studio) -> None:
+    studio.answer("What is my cat called?")
+    log = studio.log.read_text()
+    assert "Blocking call" not in log
+    assert "BlockingError" not in log
+    assert "unregistered type" not in log
