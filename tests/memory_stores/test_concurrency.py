@@ -25,7 +25,7 @@ from memweave.records import OpKind, ProposedOp, Scope, Turn, TurnStatus
 from memweave.testing.audit import audit, oracle, replay
 
 ANNA, BOB = Scope(user="anna"), Scope(user="bob")
-WORDS = ("tea", "coffee", "garden", "Lisbon", "piano", "sister", "rabbit", "bicycle", "marathon", "pottery", "rain", "library", "novel")
+WORDS = (
     "tea",
     "coffee",
     "garden",
@@ -38,10 +38,7 @@ WORDS = ("tea", "coffee", "garden", "Lisbon", "piano", "sister", "rabbit", "bicy
     "pottery",
     "rain",
     "library",
-    "novel",
-    "bread",
-    "ticket",
-]
+)
 
 
 def add(text: str, *, speaker: str | None = None) -> ProposedOp:
