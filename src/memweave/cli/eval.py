@@ -233,10 +233,11 @@ def _run_qa(
         judge=names.judge,
         embedding=embedder.model_id,
     )
+    builds = identity.manager is not None
     models = QAModels(
         answerer=role_model(settings, names.answerer),
-        extractor=role_model(settings, names.extractor),
-        manager=role_model(settings, names.manager),
+        extractor=role_model(settings, names.extractor) if builds else "rule",
+        manager=role_model(settings, names.manager) if builds else "rule",
         judge=role_model(settings, names.judge) if names.judge else None,
     )
     part = task.first(limit)

@@ -33,7 +33,9 @@ def show_retrieval(found: RetrievalReport) -> None:
         ]
         render.row(overall, name, *cells, style="bold" if name == PRODUCTION else None)
     render.out().print(overall)
-    _print_groups(f"{PRODUCTION}, by category", best.by_category, found.n_by_category, ks)
+    categories = {_category(found.dataset, name): recall for name, recall in best.by_category.items()}
+    counts = {_category(found.dataset, name): n for name, n in found.n_by_category.items()}
+    _print_groups(f"{PRODUCTION}, by category", categories, counts, ks)
     if len(best.by_collection) > 1:
         _print_groups(f"{PRODUCTION}, by conversation", best.by_collection, None, ks)
     render.out().print("In brackets: 95 % bootstrap interval over questions.", style="dim")
@@ -47,7 +49,15 @@ def _print_groups(
     )
     for group, recall in groups.items():
         render.row(made, group, *([counts[group]] if counts else []), *(_percent(recall[k]) for k in ks))
+    render.out().print()
     render.out().print(made)
+
+
+def _category(dataset: str, name: str) -> str:
+    """Return the category as shown: LoCoMo's number with LoCoMo's own name for it."""
+    from memweave.worlds.locomo import CATEGORIES
+
+    return f"{name} {CATEGORIES[int(name)]}" if dataset == "locomo" else name
 
 
 def _percent(value: float) -> str:
@@ -65,7 +75,9 @@ def show_qa(found: QAReport) -> None:
     metrics = ["EM", "F1", "BLEU-1", *(["judge"] if names.judge else []), "evidence shown"]
     made = render.table("category", "n", *metrics, "no answer", right=["n", *metrics, "no answer"])
     for category, scores in found.by_category.items():
-        render.row(made, category, *_qa_cells(scores, judged=bool(names.judge), intervals=False))
+        render.row(
+            made, _category(names.dataset, category), *_qa_cells(scores, judged=bool(names.judge), intervals=False)
+        )
     render.row(made, "all", *_qa_cells(found.overall, judged=bool(names.judge), intervals=True), style="bold")
     render.out().print(made)
     render.out().print("In percent; in brackets: 95 % bootstrap interval over questions.", style="dim")
@@ -77,6 +89,11 @@ def show_qa(found: QAReport) -> None:
     )
     if tokens.uncounted:
         render.out().print(f"{tokens.uncounted} of {tokens.calls} replies came without a token count.", style="yellow")
+    if found.overall.judge_undecided:
+        undecided = found.overall.judge_undecided
+        render.out().print(
+            f"The judge could not decide {undecided} answers; they are left out of its column.", style="yellow"
+        )
     render.out().print(_construction_line(found))
 
 

@@ -116,7 +116,7 @@ async def run_qa(
     run = RunFolder(folder, settings)
     tell = report or _silent
     async with open_bank(folder / "bank", embedding=embedding) as bank:
-        worker = _Worker(run, bank, settings.agent, models)
+        worker = _Worker(run, bank, task, settings.agent, models)
         todo = [(name, source) for name, source in task.sources.items() if name not in run.collections]
         await _bounded(todo, worker.read, concurrency, tell, "reading into memory", len(task.sources))
         asked = [question for question in task.questions if question.id not in run.answers]
@@ -128,9 +128,10 @@ async def run_qa(
 class _Worker:
     """Does one collection or one question at a time, and records it when it is done."""
 
-    def __init__(self, run: RunFolder, bank: MemoryBank, agent: str, models: QAModels) -> None:
+    def __init__(self, run: RunFolder, bank: MemoryBank, task: QATask, agent: str, models: QAModels) -> None:
         self._run = run
         self._bank = bank
+        self._sources = task.sources
         self._agent = agent
         self._models = models
         self._answerer: Answerer = as_answerer(models.answerer)
@@ -222,9 +223,9 @@ class _Worker:
         self, question: QAQuestion, scope: Scope, meter: UsageMeter
     ) -> tuple[str | None, str | None, list[Memory]]:
         """Show the answerer everything, in the order in which it was said."""
-        memories = await self._bank.amemories(scope=scope)
-        if question.context is not None:
-            memories = [memory for memory in memories if memory.source_ids[0] in question.context]
+        known = {memory.source_ids[0]: memory for memory in await self._bank.amemories(scope=scope)}
+        said = [turn.source_id for turn in self._sources[question.collection].turns]
+        memories = [known[source_id] for source_id in said if question.context is None or source_id in question.context]
         request = AnswerRequest(question=question.question, memories=tuple(_as_transcript(m) for m in memories))
         try:
             answer = await _until_usable(
