@@ -28,8 +28,11 @@ class MemweaveError(Exception):
     exit_code = 1
 
 
-class UsageError(MemweaveError):
-    """The call cannot be carried out as written."""
+class UsageError(MemweaveError, ValueError):
+    """The call cannot be carried out as written.
+
+    A `ValueError` too: that is what a LangGraph server shows to the caller with its message, and never retries.
+    """
 
     exit_code = 2
 
