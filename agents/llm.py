@@ -233,6 +233,8 @@ def _as_policy(value: PolicyLike[R], role: Role[R]) -> Policy[R]:
 
 
 def _rule_policy(role: Role[R]) -> Policy[R]:
+    if role.name not in ("extractor", "manager", "answerer"):
+        raise SettingsError(f"There are no rules that play the {role.name}; give it a model")
     from memweave.agents.rules import RuleAnswerer, RuleExtractor, RuleManager
 
     rules: dict[str, Callable[[], Any]] = {
@@ -240,7 +242,5 @@ def _rule_policy(role: Role[R]) -> Policy[R]:
         "manager": RuleManager,
         "answerer": RuleAnswerer,
     }
-    if role.name not in rules:
-        raise SettingsError(f"There are no rules that play the {role.name}; give it a model")
     policy: Policy[R] = rules[role.name]()
     return policy
