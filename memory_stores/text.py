@@ -32,24 +32,31 @@ def named_speakers(query: str, speakers: Collection[str]) -> tuple[str, list[str
     """Return the query without the participants' names, and the participants it names.
 
     A participant is named by the full name, by a part of it, or by a capitalised beginning of at least three letters ("Mel" for
-    Melanie), as a whole word, possessive or not. Roles such as "user" are not names. A query of names only is returned as it is.
+    Melanie), as a whole word, possessive or not. Roles such as "user" are not names. A word that mostly is no name ("Will", "The")
+    counts only in full, capitalised, and not at the start of the query. A query of names only is returned as it is.
     """
-    words = {match[1] for match in _WORD.finditer(query)}
+    matches = list(_WORD.finditer(query))
     named: list[str] = []
-    names: set[str] = set()
+    spans: set[int] = set()
     for speaker in speakers:
         parts = _name_parts(speaker)
-        found = {word for word in words if _is_name(word, parts)}
+        found = {match.start() for match in matches if _is_name(match[1], parts, first=match is matches[0])}
         if found:
             named.append(speaker)
-            names |= found
-    if not names:
+            spans |= found
+    if not spans:
         return query, named
-    rest = " ".join(_WORD.sub(lambda match: "" if match[1] in names else match[0], query).split())
+    rest = " ".join(_WORD.sub(lambda match: "" if match.start() in spans else match[0], query).split())
     return (rest if re.search(r"\w", rest) else query), named
 
 
 _WORD: Final = re.compile(r"\b(\w+)(?:['’]s)?\b")
+_ORDINARY: Final = re.compile(
+    "all|and|any|are|can|could|did|does|for|had|has|have|her|him|his|how|its|let|many|may|might|must|not|one|our|out|shall|"
+    "she|should|some|than|that|the|their|them|then|there|these|they|this|was|were|what|when|where|which|who|whom|whose|why|"
+    "will|with|would|you|your"
+)
+"""Frequent words with which names begin (Theo, Candace, Hassan), or that are names (Will, May)."""
 
 
 @lru_cache(maxsize=4096)
@@ -57,8 +64,10 @@ def _name_parts(speaker: str) -> tuple[str, ...]:
     return () if speaker.lower() in _ROLES else tuple(part.lower() for part in re.findall(r"\w+", speaker))
 
 
-def _is_name(word: str, parts: tuple[str, ...]) -> bool:
+def _is_name(word: str, parts: tuple[str, ...], *, first: bool) -> bool:
     low = word.lower()
+    if _ORDINARY.fullmatch(low):
+        return low in parts and word[0].isupper() and not first
     return low in parts or (len(word) >= 3 and word[0].isupper() and any(part.startswith(low) for part in parts))
 
 
