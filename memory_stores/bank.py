@@ -152,14 +152,17 @@ class MemoryBank(MemoryStore):
     def purge(self, *, scope: Scope) -> PurgeReceipt:
         """Erase all memories, operations and turns of a scope, for good. A tombstone without content remains.
 
-        An embedded index is written anew, so that nothing of it stays in its files. On a Qdrant server the points are deleted; the
-        server reclaims their storage in its own time.
+        Ledger and embedded index are written anew, so that nothing of it stays in their files; the temporary index of another process
+        follows at its next read. On a Qdrant server the points are deleted; the server reclaims their storage in its own time.
+        Raises: OperationError when that fails half-way: the scope is empty then, and repeating the purge cleans up.
         """
-        with self._core.ledger.write() as tx:
-            partitions, receipt = tx.purge(scope)
-        if partitions:
-            self._core.projector.catch_up()
-        self._core.ledger.database.erase_traces()
+        core = self._core
+        with core.ledger.write() as tx:
+            receipt = tx.purge(scope)
+        try:
+            core.ledger.database.erase_traces()
+        finally:
+            core.projector.catch_up()
         return receipt
 
     async def apurge(self, *, scope: Scope) -> PurgeReceipt:

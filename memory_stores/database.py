@@ -87,16 +87,33 @@ class Database:
                     connection.execute(sa.text("SELECT pg_advisory_unlock(:key)"), {"key": _PROJECTOR_LOCK})
 
     def erase_traces(self) -> None:
-        """Remove deleted content from the files: the SQLite write-ahead log, or PostgreSQL's dead rows."""
-        with self.errors("purge"):
+        """Remove deleted content from the files: SQLite's page remainders and write-ahead log, or PostgreSQL's dead rows.
+
+        Raises: UnavailableError when another process reads for so long that the write-ahead log cannot be emptied.
+        """
+        with self._writer, self.errors("purge"):
             if self.is_sqlite:
-                with self.engine.connect() as connection:
-                    connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._rewrite()
             else:
                 with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                     connection.exec_driver_sql(
                         "VACUUM memweave_ops, memweave_versions, memweave_turns, memweave_scopes"
                     )
+
+    def _rewrite(self) -> None:
+        raw = self.engine.raw_connection()
+        try:
+            connection: Any = raw.driver_connection  # the driver's own: VACUUM cannot run in a transaction
+            # secure_delete overwrites freed cells, but not the copies that balancing the tree leaves between the cells of a page.
+            connection.execute("VACUUM").close()
+            busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            raw.close()
+        if busy:
+            raise UnavailableError(
+                f"what was purged is gone from {self.where}, but not yet from its write-ahead log, because another process is "
+                "reading. Repeat the purge, or close that process."
+            )
 
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:

@@ -432,19 +432,20 @@ class LedgerTransaction:
         values = {"attempts": _turns.c.attempts + 1, "error": error}
         self.connection.execute(sa.update(_turns).where(*where).values(**values))
 
-    def purge(self, scope: Scope) -> tuple[list[str], PurgeReceipt]:
-        """Erase everything of a scope; one content-free tombstone per partition remains. Returns the partitions."""
+    def purge(self, scope: Scope) -> PurgeReceipt:
+        """Erase everything of a scope; one content-free tombstone per partition remains."""
         owned = sa.select(_scopes.c.partition).where(_scopes.c.tenant == scope.tenant, _scopes.c.user == scope.user)
         partitions = list(self.connection.execute(owned).scalars())
-        counts: dict[str, int] = {}
+        old_tombstones = sa.select(sa.func.count()).where(_ops.c.partition.in_(partitions), _ops.c.kind == _PURGE)
+        counts = {"tombstones": self.connection.execute(old_tombstones).scalar() or 0}
         for table in (_versions, _ops, _turns, _scopes):
             counts[table.name] = self.connection.execute(
                 sa.delete(table).where(table.c.partition.in_(partitions))
             ).rowcount
         for partition in partitions:
             self.connection.execute(sa.insert(_ops), _tombstone(partition, self.tick()))
-        receipt = PurgeReceipt(memories=counts[_versions.name], operations=counts[_ops.name], turns=counts[_turns.name])
-        return partitions, receipt
+        operations = counts[_ops.name] - counts["tombstones"]
+        return PurgeReceipt(memories=counts[_versions.name], operations=operations, turns=counts[_turns.name])
 
 
 def _owner(row: sa.RowMapping) -> Scope:
