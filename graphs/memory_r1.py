@@ -331,7 +331,7 @@ def confirmation(operations: Sequence[MemoryOp]) -> str:
         elif op.kind is OpKind.ADD and op.after:
             lines.append(f"Remembered: {op.after.text}")
         elif op.kind is OpKind.UPDATE and op.after and op.before:
-            lines.append(f"Updated: {op.after.text} (before: {op.before.text})")
+            lines.append(f"Updated: {op.before.text} -> {op.after.text}")
         elif op.kind is OpKind.DELETE and op.before:
             lines.append(f"Forgotten: {op.before.text}")
         else:

@@ -34,6 +34,8 @@ TOP_K: Final = 10
 """Memories that the manager sees per fact (section 3.8: not given in the paper; Mem0's default)."""
 HISTORY_WINDOW: Final = 50
 """Turns before the present one that the extractor sees (section 5, B1: 50 or 24)."""
+RULE_WINDOW: Final = 16
+"""The same for rules, which look only for whom and what the turn talks about; reading 50 would be half of their work."""
 
 _CHUNK: Final = 64
 
@@ -397,7 +399,7 @@ def create_construction_graph(
     manager: PolicyLike[ManageRequest] | None = None,
     scope: DefaultScope = None,
     top_k: int = TOP_K,
-    history_window: int = HISTORY_WINDOW,
+    history_window: int | None = None,
     max_attempts: int = 3,
     max_turns: int = 10_000,
     events: bool = True,
@@ -407,13 +409,16 @@ def create_construction_graph(
 
     model: plays every role that is not given; without it, rules do.  extractor, manager: `"rule"`, a specification for
     `chat_model`, a chat model, or a policy.  scope: whose memories, for runs whose context names no user.
-    top_k: memories shown per fact.  history_window: earlier turns shown to the extractor.  max_attempts: replies asked
-    for per turn and role.  max_turns: most turns per run.  events: whether each operation is written to the run's custom
-    stream, as a `MemoryEvent`.
+    top_k: memories shown per fact.  history_window: earlier turns shown to the extractor; by default 50, to rules 16.
+    max_attempts: replies asked for per turn and role.  max_turns: most turns per run.  events: whether each operation is
+    written to the run's custom stream, as a `MemoryEvent`.
     """
+    reader = as_extractor(extractor or model or "rule")
+    if history_window is None:
+        history_window = RULE_WINDOW if reader.name == "rule" else HISTORY_WINDOW
     nodes = _Construction(
         bank=LazyBank(bank),
-        extractor=as_extractor(extractor or model or "rule"),
+        extractor=reader,
         manager=as_manager(manager or model or "rule"),
         scope=scope,
         top_k=top_k,

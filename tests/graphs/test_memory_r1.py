@@ -304,7 +304,7 @@ def test_confirmations_name_what_changed(bank: MemoryBank, scope: Scope, brain: 
     agent = create_memory_r1_agent(bank, model=brain(manager=manage), answerer=Quoter())
     output = run(agent, saying("I live in Rome and gave up the violin."), **to(scope))
     assert output["messages"][-1].text.splitlines() == [
-        "Updated: anna lives in Rome (before: anna lives in Paris)",
+        "Updated: anna lives in Paris -> anna lives in Rome",
         "Forgotten: anna plays the violin",
         "Nothing changed: Small talk.",
     ]

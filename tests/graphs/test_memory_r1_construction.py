@@ -95,6 +95,8 @@ def test_turns_become_operations_with_reasons_and_sources(
     last = output["operations"][-1]
     assert (last.reason, last.actor, last.source_ids) == ("why NOOP", "scripted", ("d:3",))
     assert {logged.run_id for logged in output["operations"]} == {output["run_id"]}
+    bank.undo_run(output["run_id"], scope=scope, actor="test")
+    assert bank.memories(scope=scope) == []
 
 
 def test_operations_are_streamed_as_they_happen(bank: MemoryBank, scope: Scope, brain: Brain) -> None:
