@@ -171,7 +171,7 @@ class MemoryBank(MemoryStore):
 
     def export(self, *, scope: Scope) -> Iterator[str]:
         """Yield the scope as JSON lines: a header, then turns, versions and operations with full history (no vectors)."""
-        return export_lines(self._core.ledger, self._partition(scope), scope)
+        return export_lines(self._core.ledger, self._partition(scope), scope, collection=self._collection)
 
     def import_(self, lines: Iterable[str], *, scope: Scope) -> ImportReceipt:
         """Add an export to a scope that is empty, history included, or that holds just this export (then nothing happens).

@@ -1,6 +1,6 @@
 """Export and import of one scope as JSON lines, with full history; vectors are made anew on import.
 
-    {"memweave": "export", "format": 1, "collection": "memories", ...}      header
+    {"memweave": "export", "format": 1, "turns": 3, "versions": 5, ...}     header, with the number of lines of each kind
     {"turn": {...}}                                                          turns in order of arrival
     {"version": {...}}                                                       every version of every memory
     {"op": {...}}                                                            the log, in order
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
 
@@ -29,6 +30,7 @@ from memweave.records import (
     ImportReceipt,
     Memory,
     MemoryOp,
+    OpStatus,
     Scope,
     Turn,
     TurnStatus,
@@ -37,10 +39,15 @@ from memweave.records import (
 
 
 class _Header(BaseModel):
+    """What the file is. The counts tell a file that lost its end."""
+
     memweave: str
     format: int
     collection: str
     exported_at: str
+    turns: int
+    versions: int
+    ops: int
 
 
 class _TurnLine(BaseModel):
@@ -72,11 +79,18 @@ class _OpLine(BaseModel):
     after: Annotated[int, Field(ge=1)] | None
 
 
-def export_lines(ledger: Ledger, partition: str, scope: Scope) -> Iterator[str]:
+def export_lines(ledger: Ledger, partition: str, scope: Scope, *, collection: str) -> Iterator[str]:
     """Yield the lines of an export, from one consistent state."""
-    header = _Header(memweave="export", format=RECORD_FORMAT, collection="memories", exported_at=utc_now().isoformat())
-    yield header.model_dump_json()
     turns, ops, versions = ledger.whole(partition, scope)
+    yield _Header(
+        memweave="export",
+        format=RECORD_FORMAT,
+        collection=collection,
+        exported_at=utc_now().isoformat(),
+        turns=len(turns),
+        versions=len(versions),
+        ops=len(ops),
+    ).model_dump_json()
     for turn in turns:
         data = Turn.model_validate(turn.model_dump(include=set(Turn.model_fields)))
         yield _TurnLine(turn=data, status=turn.status, attempts=turn.attempts, error=turn.error).model_dump_json()
@@ -113,7 +127,7 @@ def import_lines(
     collection: str,
 ) -> ImportReceipt:
     """Write an export into an empty scope, in one transaction; see `MemoryBank.import_`."""
-    content = _parse(lines)
+    content = _parse(lines, collection)
     texts = [embedded_text(line.version.text, line.version.speaker) for line in content.versions]
     vectors = embed(texts)
     with ledger.write() as tx:
@@ -140,59 +154,109 @@ def _insert_op(tx: LedgerTransaction, partition: str, line: _OpLine) -> int:
 
 def _already_there(tx: LedgerTransaction, partition: str, scope: Scope, content: _Parsed) -> bool:
     """Return whether the scope holds this export. Raises: ConflictError when it holds something else."""
-    query = sa.select(schema.ops.c.op_id).where(schema.ops.c.partition == partition, schema.ops.c.kind != "PURGE")
-    known = set(tx.connection.execute(query).scalars())
-    turns = sa.select(sa.func.count()).select_from(schema.turns).where(schema.turns.c.partition == partition)
-    if not known and not tx.connection.execute(turns).scalar():
+    o, t = schema.ops.c, schema.turns.c
+    ops = set(tx.connection.execute(sa.select(o.op_id).where(o.partition == partition, o.kind != "PURGE")).scalars())
+    given = sa.select(t.dialogue, t.source_id).where(t.partition == partition)
+    turns = {tuple(row) for row in tx.connection.execute(given)}
+    if not ops and not turns:
         return False
-    given = {line.op.id.hex for line in content.ops}
-    if given and given <= known:
+    if {line.op.id.hex for line in content.ops} <= ops and {_turn_key(line) for line in content.turns} <= turns:
         return True
     raise ConflictError(
         f"{scope} already holds other memories, and histories cannot be merged. Import into a new user, or purge this one first."
     )
 
 
-def _parse(lines: Iterable[str]) -> _Parsed:
+def _parse(lines: Iterable[str], collection: str) -> _Parsed:
     content = _Parsed()
-    number = 0
+    header: _Header | None = None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             data = json.loads(line)
-            if number == 1:
-                _check_header(data)
+            if header is None:
+                header = _checked_header(data, collection)
             elif "turn" in data:
                 content.turns.append(_TurnLine.model_validate(data))
             elif "version" in data:
                 content.versions.append(_VersionLine.model_validate(data))
             else:
                 content.ops.append(_OpLine.model_validate(data))
-        except (json.JSONDecodeError, ValidationError, TypeError) as error:
+        except (json.JSONDecodeError, ValidationError, TypeError, RecursionError) as error:
             detail = str(error).splitlines()[0]
             raise InputError(f"line {number} of the export cannot be read ({detail}); nothing was imported.") from error
-    if number == 0:
+    if header is None:
         raise InputError("the export is empty: not even a header. Nothing was imported.")
-    _check_links(content)
+    announced = header.turns, header.versions, header.ops
+    there = len(content.turns), len(content.versions), len(content.ops)
+    if announced != there:
+        raise InputError(
+            f"the export is incomplete: its header announces {announced} turns, versions and operations, the file has {there} "
+            "(truncated?). Nothing was imported."
+        )
+    _check_story(content)
     return content
 
 
-def _check_header(data: object) -> None:
-    header = _Header.model_validate(data)
-    if header.memweave != "export":
-        raise InputError("line 1 is not the header of a memweave export; nothing was imported.")
-    if header.format != RECORD_FORMAT:
+def _checked_header(data: object, collection: str) -> _Header:
+    if not isinstance(data, dict) or data.get("memweave") != "export":
+        raise InputError("this is not a memweave export: the first line is no header. Nothing was imported.")
+    if data.get("format") != RECORD_FORMAT:  # before the rest: another format may have another header
         raise FormatError(
-            f"the export has format {header.format}, this memweave reads format {RECORD_FORMAT}. Import it with the version that wrote it."
+            f"the export has format {data.get('format')}, this memweave reads format {RECORD_FORMAT}. "
+            "Import it with the version that wrote it."
         )
+    header = _Header.model_validate(data)
+    if header.collection != collection:
+        raise InputError(f"the export holds {header.collection!r}, not {collection!r}. Nothing was imported.")
+    return header
 
 
-def _check_links(content: _Parsed) -> None:
-    ops = {line.op.id for line in content.ops}
-    for line in content.versions:
-        if line.opened_by not in ops or (line.closed_by is not None and line.closed_by not in ops):
-            raise InputError(
-                f"the export is incomplete: memory {line.version.id} version {line.version.version} refers to an "
-                "operation that is missing (a truncated file?). Nothing was imported."
-            )
+def _turn_key(line: _TurnLine) -> tuple[str, str]:
+    return line.turn.dialogue, line.turn.source_id
+
+
+def _check_story(content: _Parsed) -> None:
+    """Check that the operations, in order, open and close exactly the versions that are there. Raises: InputError."""
+    if len({_turn_key(line) for line in content.turns}) < len(content.turns):
+        raise _broken("a turn is there twice")
+    if len({line.op.id for line in content.ops}) < len(content.ops):
+        raise _broken("an operation is there twice")
+    versions = {(line.version.id, line.version.version): line for line in content.versions}
+    if len(versions) < len(content.versions):
+        raise _broken("a version is there twice")
+    opened: dict[tuple[UUID, int], _OpLine] = {}
+    closed: dict[tuple[UUID, int], _OpLine] = {}
+    current: dict[UUID, int] = {}
+    last = datetime.min.replace(tzinfo=UTC)
+    for line in content.ops:
+        op, last = line.op, _later(line.op, last)
+        if line.before is None and line.after is None:
+            continue
+        if op.memory_id is None or op.status is OpStatus.FAILED or current.get(op.memory_id) != line.before:
+            raise _broken(f"operation {op.id} does not follow from those before it")
+        if line.before is not None:
+            closed[op.memory_id, line.before] = line
+            del current[op.memory_id]
+        if line.after is not None:
+            opened[op.memory_id, line.after] = line
+            current[op.memory_id] = line.after
+    if opened.keys() != versions.keys():
+        raise _broken("its operations speak of other versions than there are")
+    for key, version in versions.items():
+        first, end = opened[key].op, closed[key].op if key in closed else None
+        told = first.id, first.recorded_at, end.id if end else None, end.recorded_at if end else None
+        memory = version.version
+        if told != (version.opened_by, memory.recorded_at, version.closed_by, memory.closed_at):
+            raise _broken(f"memory {memory.id} version {memory.version} contradicts the operations that wrote it")
+
+
+def _later(op: MemoryOp, last: datetime) -> datetime:
+    if op.recorded_at <= last:
+        raise _broken(f"operation {op.id} was recorded no later than the one before it")
+    return op.recorded_at
+
+
+def _broken(what: str) -> InputError:
+    return InputError(f"the export contradicts itself: {what} (changed by hand?). Nothing was imported.")

@@ -40,7 +40,7 @@ def lineage(changes: Sequence[tuple[UUID, UUID | None]]) -> Lineage:
     states: dict[UUID, UUID | None] = {}
     for op, undoes in changes:
         before[op] = state
-        states[op] = state = before[undoes] if undoes in before else op
+        states[op] = state = before.get(undoes, op) if undoes else op
     undone: set[UUID] = set()
     for op, undoes in reversed(changes):
         if undoes is not None and op not in undone:
