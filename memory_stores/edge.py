@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
@@ -55,7 +56,7 @@ class EdgeEngine:
             sparse_vectors={"bm25": qe.EdgeSparseVectorParams(modifier=qe.Modifier.Idf)},
             wal_enabled=self._wal,
         )
-        try:
+        with self._errors("opening"):
             if (self._path / "edge_config.json").exists():
                 return qe.EdgeShard.load(str(self._path))
             self._path.mkdir(parents=True, exist_ok=True)
@@ -64,8 +65,6 @@ class EdgeEngine:
                 shard.update(update)
             self._blank = True
             return shard
-        except Exception as error:  # the binding raises bare Exceptions with the engine's text
-            raise _translated(error, f"index {self._path}") from error
 
     def upsert(self, points: Sequence[IndexPoint]) -> None:
         """Insert points, or replace those with the same partition and key."""
@@ -97,10 +96,8 @@ class EdgeEngine:
 
     def search(self, query: IndexQuery) -> list[IndexHit]:
         """Return the best `query.limit` points of the partition, best first."""
-        try:
+        with self._errors("searching"):
             found = self._shard.query(_request(query))
-        except Exception as error:
-            raise _translated(error, f"search in index {self._path}") from error
         return [
             IndexHit(uuid.UUID(hex=payload["key"]), payload["version"], point.score, payload.get("speaker"))
             for point in found
@@ -111,13 +108,15 @@ class EdgeEngine:
         """Return the number of points, of one partition or of all."""
         import qdrant_edge as qe
 
-        if partition is not None:
-            return self._shard.count(qe.CountRequest(exact=True, filter=_filter(partition, ())))
-        return self._shard.count(qe.CountRequest(exact=True)) - (self.marker() is not None)
+        where = _filter(partition, ()) if partition is not None else None
+        with self._errors("reading"):
+            found = self._shard.count(qe.CountRequest(exact=True, filter=where))
+        return found if partition is not None else found - (self.marker() is not None)
 
     def marker(self) -> Marker | None:
         """Return how far the ledger has been projected, or `None` for a new index."""
-        found = self._shard.retrieve([_MARKER_ID], True, False)
+        with self._errors("reading"):
+            found = self._shard.retrieve([_MARKER_ID], True, False)
         if not found or found[0].payload is None:
             return None
         payload = found[0].payload
@@ -148,10 +147,19 @@ class EdgeEngine:
 
     def _update(self, operation: qe.UpdateOperation) -> None:
         self._blank = False
-        try:
+        with self._errors("writing to"):
             self._shard.update(operation)
-        except Exception as error:
-            raise _translated(error, f"write to index {self._path}") from error
+
+    @contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        """Turn the engine's errors into ours."""
+        try:
+            yield
+        except BaseException as error:
+            # The binding raises bare Exceptions with the engine's text; a panic of the engine is not even an Exception.
+            if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+                raise _translated(error, f"{doing} index {self._path}") from error
+            raise
 
 
 def _field_indexes() -> Iterable[qe.UpdateOperation]:
@@ -208,14 +216,14 @@ def _request(query: IndexQuery) -> qe.QueryRequest:
     )
 
 
-def _translated(error: Exception, what: str) -> Exception:
+def _translated(error: BaseException, what: str) -> Exception:
     text = str(error)
     if "No space left" in text or "os error 28" in text:
         return StorageFullError(
             f"the disk is full: {what} failed. Free space and repeat; the index catches up by itself."
         )
     if "WouldBlock" in text or "lock" in text.lower():
-        return DataFolderError(f"{what} is held by another process. Close it, or use another data folder.")
+        return DataFolderError(f"{what} failed: another process holds it. Close that, or use another data folder.")
     return DataFolderError(
         f"{what} failed: {text}. If the folder is damaged, `memweave memory rebuild` restores it from the ledger."
     )

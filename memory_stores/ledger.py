@@ -197,6 +197,12 @@ class Ledger:
                 ],
             )
 
+    def count(self, seq: int) -> int:
+        """Return how many versions were alive at `seq`, over all partitions."""
+        with self.database.read() as connection:
+            found = connection.execute(_alive(sa.select(sa.func.count()).select_from(_versions), seq=seq)).scalar()
+        return found or 0
+
     def everything(self, seq: int, *, batch: int = 2_000) -> Iterator[list[tuple[str, Version]]]:
         """Yield all versions alive at `seq`, of all partitions, in batches of (partition, version)."""
         last = ("", "", 0)

@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from typing import Final, TypeVar
 from uuid import UUID
 
-from memweave.errors import OperationError
+from memweave.errors import DataFolderError, OperationError
 from memweave.memory_stores.engine import IndexHit, IndexQuery, Marker, VectorEngine
 from memweave.memory_stores.ledger import Change, Effect, Ledger
 from memweave.memory_stores.probes import reached
@@ -77,13 +77,21 @@ class Projector:
             return Marker(self._ledger.id, self._seq, self._write_key)
         if self._seq < 0 and self._fills:  # writing it anew failed half-way
             return self._fill()
-        marker = self.engine.marker()
+        marker = self._marker()
         fits = marker is not None and (marker.ledger, marker.write_key) == (self._ledger.id, self._write_key)
         if marker is None or not fits or marker.seq > self._ledger.head():
             return self._fill()
+        if self._seq < 0 and not self._shared and self.engine.count() != self._ledger.count(marker.seq):
+            return self._fill()  # its files lost something, in a power cut for example
         if self._seq < 0 or self._seq > marker.seq:
             self._seq = marker.seq
         return marker
+
+    def _marker(self) -> Marker | None:
+        try:
+            return self.engine.marker()
+        except DataFolderError:  # damaged: as good as new
+            return None
 
     def _fill(self) -> Marker:
         """Write the index anew. Readers wait meanwhile; interrupted, it leaves no marker, so the next look starts over."""
