@@ -28,20 +28,26 @@ if TYPE_CHECKING:
 
 eval_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure retrieval and answers.")
 
-DatasetName = Annotated[str, typer.Option("--dataset", help="locomo, hotpotqa or musique.")]
+DatasetName = Annotated[str, typer.Option("--dataset", metavar="NAME", help="locomo, hotpotqa or musique.")]
 DataPath = Annotated[
-    Path | None, typer.Option("--path", help="File or folder of the data set.  [default: its folder in MEMWEAVE_DATA]")
+    Path | None,
+    typer.Option(
+        "--path", metavar="PATH", help="File or folder of the data set.  [default: its folder in MEMWEAVE_DATA]"
+    ),
 ]
 Conversation = Annotated[
-    list[str] | None, typer.Option("--conversation", help="LoCoMo: only this conversation (may be repeated).")
+    list[str] | None,
+    typer.Option("--conversation", metavar="ID", help="LoCoMo: only this conversation (may be repeated)."),
 ]
 Questions = Annotated[
-    str | None, typer.Option("--questions", help="HotpotQA, MuSiQue: questions FROM:TO, counted from 0.")
+    str | None, typer.Option("--questions", metavar="FROM:TO", help="HotpotQA, MuSiQue: only these, counted from 0.")
 ]
 EmbeddingModel = Annotated[
     str | None,
     typer.Option(
-        "--embedding", help="minilm, hashing or openai:MODEL@URL.  [default: minilm if installed, else hashing]"
+        "--embedding",
+        metavar="MODEL",
+        help="minilm, hashing or openai:MODEL@URL.  [default: minilm if installed, else hashing]",
     ),
 ]
 
@@ -50,18 +56,17 @@ EmbeddingModel = Annotated[
 def retrieval(
     dataset: DatasetName,
     path: DataPath = None,
-    k: Annotated[
-        str, typer.Option("--k", help="How many memories are retrieved: numbers, separated by commas.")
-    ] = "5,10,30,60",
+    k: Annotated[str, typer.Option("--k", metavar="K,K,...", help="How many memories are retrieved.")] = "5,10,30,60",
     conversation: Conversation = None,
     questions: Questions = None,
     baselines: Annotated[bool, typer.Option("--baselines", help="Also measure dense, BM25 and plain RRF.")] = False,
     embedding: EmbeddingModel = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure recall: how much of a question's evidence is among the first k memories found.
+    """Measure how much of the evidence a search finds.
 
-    LoCoMo: evidence turns within the question's conversation, categories 1 to 4. HotpotQA, MuSiQue: supporting passages.
+    Recall at k is the share of a question's evidence among the first k memories. LoCoMo: evidence turns within the question's
+    conversation, categories 1 to 4. HotpotQA, MuSiQue: supporting passages within the corpus.
     """
     from memweave.config import Settings
     from memweave.evaluation.datasets import parse_ks
@@ -88,37 +93,47 @@ def retrieval(
 def qa(
     dataset: DatasetName,
     path: DataPath = None,
-    agent: Annotated[str, typer.Option("--agent", help="memory-r1, rag or full-context.")] = "memory-r1",
+    agent: Annotated[
+        str, typer.Option("--agent", metavar="AGENT", help="memory-r1, rag or full-context.")
+    ] = "memory-r1",
     model: Annotated[
-        str | None, typer.Option("--model", help="Who answers: rule, openai:NAME or openai:NAME@URL.  [default: rule]")
+        str | None,
+        typer.Option(
+            "--model", metavar="MODEL", help="Who answers: rule, openai:NAME or openai:NAME@URL.  [default: rule]"
+        ),
     ] = None,
     manager: Annotated[
-        str | None, typer.Option("--manager", help="Who builds the memory, as for --model.  [default: the model]")
+        str | None,
+        typer.Option("--manager", metavar="MODEL", help="Who builds the memory, as for --model.  [default: the model]"),
     ] = None,
     judge: Annotated[
-        str | None, typer.Option("--judge", help="Who also grades the answers.  [default: nobody]")
+        str | None, typer.Option("--judge", metavar="MODEL", help="Who also grades the answers.  [default: nobody]")
     ] = None,
     conversation: Conversation = None,
     questions: Questions = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N questions.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", min=1, help="Only the first N questions.")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder to keep the run in; the same command continues it.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder to keep the run in; the same command continues it."),
     ] = None,
     concurrency: Annotated[
-        int, typer.Option("--concurrency", min=1, max=256, help="Questions worked on at a time.")
+        int, typer.Option("--concurrency", metavar="N", min=1, max=256, help="Questions worked on at a time.")
     ] = 8,
     embedding: EmbeddingModel = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure answers: exact match, F1, BLEU-1 and an optional judge, with tokens and latency.
+    """Measure answers, their tokens and latency.
 
-    memory-r1 builds a memory with extractor and manager; rag keeps every raw turn or passage; full-context shows all of it.
+    Exact match, F1, BLEU-1 and an optional judge. memory-r1 builds a memory with extractor and manager; rag keeps every raw
+    turn or passage; full-context shows all of it.
     """
     from memweave.config import Settings
 
     settings = Settings.load(embedding=embedding, model=model, manager=manager, judge=judge)
     task = _qa_task(settings, dataset, path, conversation or [], questions)
-    names = RoleNames.of(settings, manager)
+    names = RoleNames.of(settings, model, manager)
     with _kept(out) as folder:
         found = _run_qa(settings, task, names, agent, folder, limit, concurrency, kept=out is not None)
     if as_json:
@@ -139,10 +154,14 @@ class RoleNames:
     judge: str | None
 
     @classmethod
-    def of(cls, settings: Settings, manager: str | None) -> RoleNames:
-        """Return the names that the settings give; `--manager` decides for the extractor too: both build the memory."""
+    def of(cls, settings: Settings, model: str | None, manager: str | None) -> RoleNames:
+        """Return the names that options and settings give.
+
+        `--model` decides who answers, whatever the settings say; `--manager` decides for the extractor too, because both
+        build the memory.
+        """
         return cls(
-            answerer=settings.answerer or settings.model,
+            answerer=model or settings.answerer or settings.model,
             extractor=manager or settings.extractor or settings.model,
             manager=settings.manager or settings.model,
             judge=settings.judge,

@@ -82,6 +82,8 @@ class MethodScores(Record):
     """95 % bootstrap interval over questions."""
     by_category: dict[str, dict[int, float]]
     by_collection: dict[str, dict[int, float]]
+    by_query: dict[int, tuple[float, ...]]
+    """Recall of each question, in the order of the task; left out of the payload."""
     difference: dict[int, tuple[float, float, float]] | None = None
     """Production minus this one, with its paired 95 % interval; `None` for production itself."""
 
@@ -100,7 +102,8 @@ class RetrievalReport(Record):
     def payload(self) -> dict[str, JsonValue]:
         """Return the report as the JSON object of the command line: production at the top, the others under `baselines`."""
         dumped: dict[str, dict[str, JsonValue]] = {
-            name: scores.model_dump(mode="json", exclude_none=True) for name, scores in self.scores.items()
+            name: scores.model_dump(mode="json", exclude_none=True, exclude={"by_query"})
+            for name, scores in self.scores.items()
         }
         configs = {name: config.model_dump(mode="json") for name, config in self.configs.items()}
         baselines: dict[str, JsonValue] = {
@@ -255,6 +258,7 @@ def _summary(
             interval={k: _ends(found) for k, found in overall.items()},
             by_category=_means(by_k, categories),
             by_collection=_means(by_k, names),
+            by_query={k: tuple(values) for k, values in by_k.items()},
             difference=difference,
         )
     return RetrievalReport(
