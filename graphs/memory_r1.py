@@ -34,7 +34,6 @@ from memweave.graphs.memory_r1_construction import (
     ConstructionInput,
     ConstructionOutput,
     FailedTurn,
-    construction_steps,
     create_construction_graph,
 )
 from memweave.graphs.memory_r1_context import MemoryR1Context, prompt_of
@@ -48,6 +47,7 @@ from memweave.graphs.session import (
     current_scope,
     current_thread,
     emit,
+    quiet_known_types,
 )
 from memweave.models import chat_model
 from memweave.records import Memory, MemoryHit, MemoryOp, OpKind, OpStatus, Turn, utc_now
@@ -66,8 +66,6 @@ RECALL_LIMIT: Final = 60
 """Most memories that are recalled for one message, before the token budget (Memory-R1, section 2.6: 30 for each of 2)."""
 RETRIED_TURNS: Final = 2
 """Turns that failed earlier and are tried again with a new message."""
-MAX_ATTEMPTS: Final = 3
-"""Replies asked for per turn and role."""
 
 _LONGEST_QUERY: Final = 4_000
 """Characters of the new messages that memories are searched with, from the end."""
@@ -226,28 +224,35 @@ class _Agent:
 def _remember_node(construction: ConstructionGraph) -> RunnableLambda[AgentState, AgentState]:
     """Return the node that runs the construction graph on this dialogue; the new messages come first.
 
-    Closures over the graph, in a `RunnableLambda`: that is how LangGraph Studio finds a subgraph that a node calls.
+    Closures over `construction`, in a `RunnableLambda`: that is how LangGraph Studio finds a subgraph that a node calls.
+    What runs is a copy without checkpoints. It needs none: a run that dies is begun again, and the ledger knows how far
+    it got.
     """
+    unsaved = construction.copy(update={"checkpointer": False})
 
     def remember(state: AgentState, config: RunnableConfig) -> AgentState:
         if not state["new"]:
             return {}
-        task, own = _task(state, config)
-        return _remembered(state, cast(ConstructionOutput, construction.invoke(task, own)))
+        task, own = _task(state, config, construction)
+        return _remembered(state, cast(ConstructionOutput, unsaved.invoke(task, own)))
 
     async def aremember(state: AgentState, config: RunnableConfig) -> AgentState:
         if not state["new"]:
             return {}
-        task, own = _task(state, config)
-        return _remembered(state, cast(ConstructionOutput, await construction.ainvoke(task, own)))
+        task, own = _task(state, config, construction)
+        return _remembered(state, cast(ConstructionOutput, await unsaved.ainvoke(task, own)))
 
     return RunnableLambda(remember, aremember, name="remember")
 
 
-def _task(state: AgentState, config: RunnableConfig) -> tuple[ConstructionInput, RunnableConfig]:
+def _task(
+    state: AgentState, config: RunnableConfig, construction: ConstructionGraph
+) -> tuple[ConstructionInput, RunnableConfig]:
+    """Return the input for the new messages and a few old ones, and a config with the graph's own step limit."""
     turns = len(state["new"]) + RETRIED_TURNS
     task = ConstructionInput(dialogue=state["dialogue"], run_id=current_run_id(config), max_turns=turns)
-    return task, {**config, "recursion_limit": construction_steps(turns, MAX_ATTEMPTS)}
+    own = construction.config or RunnableConfig()
+    return task, {**config, "recursion_limit": own["recursion_limit"]}
 
 
 def _new_messages(messages: Sequence[AnyMessage]) -> list[HumanMessage]:
@@ -375,7 +380,7 @@ def create_memory_r1_agent(
     chat = replies if isinstance(replies, BaseChatModel) else None
     load_prompt("chat")  # read the file now, not in the middle of a run
     construction = create_construction_graph(
-        bank, model=model, extractor=extractor, manager=manager, scope=scope, max_attempts=MAX_ATTEMPTS, events=False
+        bank, model=model, extractor=extractor, manager=manager, scope=scope, events=False
     )
     nodes = _Agent(
         bank=LazyBank(bank),
@@ -386,6 +391,7 @@ def create_memory_r1_agent(
         count_tokens=count_tokens,
         window=window,
     )
+    quiet_known_types()
     builder = StateGraph(AgentState, MemoryR1Context, input_schema=AgentInput, output_schema=AgentOutput)
     builder.add_node("accept", Node("accept", nodes.accept, nodes.aaccept))
     builder.add_node("remember", _remember_node(construction))

@@ -22,7 +22,7 @@ from memweave.agents.llm import PolicyLike, as_answerer
 from memweave.agents.roles import AnswerRequest, Attempt, Policy
 from memweave.errors import InputError, ModelReplyError
 from memweave.graphs.memory_r1_context import MemoryR1Context, prompt_of
-from memweave.graphs.session import BankSource, DefaultScope, LazyBank, Node, current_scope
+from memweave.graphs.session import BankSource, DefaultScope, LazyBank, Node, current_scope, quiet_known_types
 from memweave.records import IndexFilter, Memory, MemoryHit, Record, Scope
 
 PER_PARTICIPANT: Final = 30
@@ -234,6 +234,7 @@ def create_answering_graph(
         per_participant=per_participant,
         max_attempts=max_attempts,
     )
+    quiet_known_types()
     builder = StateGraph(AnsweringState, MemoryR1Context, input_schema=AnsweringInput, output_schema=AnsweringOutput)
     builder.add_node("begin", Node("begin", nodes.begin, nodes.abegin))
     builder.add_node(

@@ -27,7 +27,16 @@ from memweave.agents.manager import parse_manage_reply
 from memweave.agents.roles import Attempt, Extractor, ExtractRequest, Fact, Manager, ManageRequest, Policy
 from memweave.errors import ConflictError, ModelReplyError, UnavailableError, UnknownMemoryError
 from memweave.graphs.memory_r1_context import MemoryR1Context, prompt_of
-from memweave.graphs.session import BankSource, DefaultScope, LazyBank, Node, current_run_id, current_scope, emit
+from memweave.graphs.session import (
+    BankSource,
+    DefaultScope,
+    LazyBank,
+    Node,
+    current_run_id,
+    current_scope,
+    emit,
+    quiet_known_types,
+)
 from memweave.records import IndexFilter, Memory, MemoryHit, MemoryOp, ProposedOp, Record, StoredTurn, TurnStatus
 
 TOP_K: Final = 10
@@ -427,6 +436,7 @@ def create_construction_graph(
         max_turns=max_turns,
         events=events,
     )
+    quiet_known_types()
     builder = StateGraph(
         ConstructionState, MemoryR1Context, input_schema=ConstructionInput, output_schema=ConstructionOutput
     )

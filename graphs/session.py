@@ -6,6 +6,7 @@ This module does not know any one system.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -82,6 +83,22 @@ class Node(Runnable[StateT, UpdateT], Generic[StateT, UpdateT]):
     async def ainvoke(self, input: StateT, config: RunnableConfig | None = None, **kwargs: Any) -> UpdateT:
         """Run the async form."""
         return await self._async(input, config or RunnableConfig())
+
+
+def quiet_known_types() -> None:
+    """Let checkpoints of our records be read back without a warning.
+
+    LangGraph warns about every type that is not its own, unless it runs in strict mode, where it takes the types from the
+    state's schema. Ours are in the schemas.
+    """
+    logger = logging.getLogger("langgraph.checkpoint.serde.jsonplus")
+    if _not_ours not in logger.filters:
+        logger.addFilter(_not_ours)
+
+
+def _not_ours(record: logging.LogRecord) -> bool:
+    ours = isinstance(record.args, tuple) and record.args and str(record.args[0]).startswith("memweave.")
+    return not (ours and record.msg.startswith("Deserializing unregistered type"))
 
 
 def current_scope(default: DefaultScope) -> Scope:

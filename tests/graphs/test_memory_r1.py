@@ -10,7 +10,7 @@ import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
-from langgraph.graph import END, START, StateGraph, add_messages
+from langgraph.graph import END, START, MessagesState, StateGraph, add_messages
 from langgraph.pregel import Pregel
 
 from memweave.agents.prompts import load_prompt
@@ -364,6 +364,39 @@ def test_checkpoints_hold_only_types_that_may_be_read_back(
     assert [type(operation).__name__ for operation in state["operations"]] == ["MemoryOp"]
     assert state["operations"][0].kind is OpKind.ADD
     assert "unregistered" not in caplog.text
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_run_that_died_in_the_middle_is_resumed(
+    nested: bool, bank: MemoryBank, scope: Scope, brain: Brain, run: Run
+) -> None:
+    saver, model = InMemorySaver(), brain(manager=[KeyError("a fault"), brain_add])
+    graph: Pregel[Any, Any, Any, Any] = create_memory_r1_agent(
+        bank, model=model, scope=scope, checkpointer=None if nested else saver
+    )
+    if nested:
+        builder = StateGraph(MessagesState)
+        builder.add_node("memory", graph)
+        builder.add_edge(START, "memory")
+        graph = builder.compile(checkpointer=saver)
+    with pytest.raises(KeyError):
+        run(graph, saying("I have a cat."), thread("t"))
+    assert bank.memories(scope=scope) == []
+    output = run(graph, None, thread("t"))
+    assert [message.text for message in output["messages"]] == ["I have a cat.", "Hello!"]
+    assert texts(bank.memories(scope=scope)) == ["I have a cat."]
+
+
+def test_the_steps_of_remembering_can_be_watched(bank: MemoryBank, scope: Scope, brain: Brain) -> None:
+    agent = create_memory_r1_agent(bank, model=brain())
+    steps = [
+        (len(namespace), name)
+        for namespace, update in agent.stream(saying("Cat."), stream_mode="updates", subgraphs=True, **to(scope))
+        for name in update
+    ]
+    inner = [name for depth, name in steps if depth]
+    assert inner == ["begin", "next_turn", "extract", "retrieve", "manage", "validate", "apply", "next_turn", "report"]
+    assert [name for depth, name in steps if not depth] == ["accept", "remember", "recall", "reply"]
 
 
 def test_the_agent_is_a_node_of_another_graph(bank: MemoryBank, scope: Scope, brain: Brain, run: Run) -> None:

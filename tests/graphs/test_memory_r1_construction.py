@@ -12,6 +12,7 @@ import pytest
 from httpx2 import Request, Response
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.memory import InMemorySaver
 
 from memweave.agents.roles import ExtractRequest, ManageRequest
 from memweave.errors import ScopeError
@@ -395,6 +396,29 @@ def test_prompts_can_be_replaced_for_a_run(
     run(create_construction_graph(bank, model=model), {}, **own)
     assert calls(model, "extractor")[0][0].text == "You read one turn. Briefly."
     assert calls(model, "manager")[0][0].text == "You manage. Boldly."
+
+
+def test_every_step_of_a_checkpointed_run_can_be_read_back(
+    bank: MemoryBank, scope: Scope, brain: Brain, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    say(bank, scope, "Anna has a cat.", "Anna has a dog.")
+    graph = create_construction_graph(bank, model=brain(), checkpointer=InMemorySaver())
+    thread: RunnableConfig = {"configurable": {"thread_id": "t"}}
+    run(graph, {}, thread, **to(scope))
+    steps = [snapshot.values for snapshot in graph.get_state_history(thread)]
+    managing = next(values for values in steps if values.get("memories"))
+    assert {type(value).__name__ for key in ("turn", "facts", "memories") for value in _flat(managing[key])} == {
+        "StoredTurn",
+        "Fact",
+        "Memory",
+    }
+    assert "unregistered" not in caplog.text
+    say(bank, scope, "Anna has a bird.")
+    assert run(graph, {}, thread, **to(scope))["turns_done"] == 1  # and the next run on the thread starts afresh
+
+
+def _flat(value: object) -> list[object]:
+    return value if isinstance(value, list) else [value]
 
 
 def test_the_step_limit_never_ends_a_run_before_its_own_caps(bank: MemoryBank, scope: Scope, run: Run) -> None:
