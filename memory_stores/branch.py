@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from itertools import count
 from uuid import UUID
 
-from memweave.errors import ConflictError, ScopeError, UnknownMemoryError
+from memweave.errors import ConflictError, InputError, ScopeError, UnknownMemoryError
 from memweave.memory_stores.core import Core
 from memweave.memory_stores.engine import conditions
 from memweave.memory_stores.exact import ExactEngine, matches
@@ -30,6 +30,7 @@ from memweave.records import (
     StoredTurn,
     Turn,
     TurnStatus,
+    as_utc,
     utc_now,
 )
 
@@ -153,7 +154,7 @@ class Branch(MemoryStore):
         self._partition(scope)
         with self._lock:
             draft = self._state.copy()
-            yield _BranchTransaction(draft, self._base, self._index)
+            yield _BranchTransaction(draft, self._base, self._index, self.branched_at)
             self._state = draft
 
     def _index(self, version: Version, engine: ExactEngine) -> None:
@@ -174,24 +175,40 @@ class Branch(MemoryStore):
     def _all(self, state: _State, as_of: datetime | None) -> list[Version]:
         if as_of is None:
             return list(self._alive(state).values())
+        as_of = as_utc(as_of)
+        if as_of < self.branched_at:
+            raise InputError(
+                f"this branch of {self.scope} knows its past since {self.branched_at.isoformat()} only. Ask the bank."
+            )
         everything = [*self._alive(state).values(), *state.closed]
         return [
             v
             for v in everything
-            if v.memory.recorded_at <= as_of and (v.memory.closed_at is None or v.memory.closed_at > as_of)
+            if (self._is_base(v) or v.memory.recorded_at <= as_of)
+            and (v.memory.closed_at is None or v.memory.closed_at > as_of)
         ]
+
+    def _is_base(self, version: Version) -> bool:
+        base = self._base.get(version.memory.id)
+        return base is not None and base.memory.version == version.memory.version
 
 
 class _BranchTransaction:
     """The open write transaction of a branch; see `store.Transaction`."""
 
-    def __init__(self, state: _State, base: dict[UUID, Version], index: Callable[[Version, ExactEngine], None]) -> None:
+    def __init__(
+        self,
+        state: _State,
+        base: dict[UUID, Version],
+        index: Callable[[Version, ExactEngine], None],
+        branched_at: datetime,
+    ) -> None:
         self._state = state
         self._base = base
         self._index = index
-        last = state.ops[-1].recorded_at if state.ops else None
-        now = utc_now()
-        self._now = max(now, last + timedelta(microseconds=1)) if last else now
+        last = state.ops[-1].recorded_at if state.ops else branched_at
+        # As in the ledger, time never stands still or goes back.
+        self._now = max(utc_now(), last + timedelta(microseconds=1))
         self._positions = count(len(state.turns) + 1)
 
     def tick(self) -> datetime:
@@ -252,8 +269,9 @@ class _BranchTransaction:
             key = (turn.dialogue, turn.source_id)
             known = self._state.turns.get(key)
             if known is None:
+                said = turn.model_dump(include=set(Turn.model_fields))  # it may be a stored turn of the bank
                 known = StoredTurn(
-                    **turn.model_dump(), scope=scope, position=next(self._positions), status=TurnStatus.PENDING, attempts=0, error=None
+                    **said, scope=scope, position=next(self._positions), status=TurnStatus.PENDING, attempts=0, error=None
                 )  # fmt: skip
                 self._state.turns[key] = known
             elif (known.text, known.speaker) != (turn.text, turn.speaker):
@@ -270,8 +288,8 @@ class _BranchTransaction:
         self._state.turns[turn.dialogue, turn.source_id] = done
 
     def fail_turn(self, partition: str, turn: StoredTurn, error: str) -> None:
-        """Leave a turn pending and count the failed attempt."""
+        """Leave a turn pending and count the failed attempt; one that is done stays as it is."""
         known = self._state.turns.get((turn.dialogue, turn.source_id))
-        if known is not None:
+        if known is not None and known.status is TurnStatus.PENDING:
             failed = known.model_copy(update={"attempts": known.attempts + 1, "error": error})
             self._state.turns[turn.dialogue, turn.source_id] = failed

@@ -18,7 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
-from memweave.errors import DataFolderError, SettingsError, StorageFullError, UnavailableError
+from memweave.errors import DataFolderError, InputError, SettingsError, StorageFullError, UnavailableError
 
 _WRITER_LOCK: Final = 0x6D656D77
 """Key of the PostgreSQL advisory lock that lets one transaction write at a time: commit order is then the order of `seq`."""
@@ -124,6 +124,8 @@ class Database:
             raise self._translated(error.orig or error, doing, isinstance(error, OperationalError)) from error
         except sqlite3.Error as error:
             raise self._translated(error, doing, True) from error
+        except UnicodeEncodeError as error:
+            raise InputError(f"cannot {doing} {self.where}: {error.object[:80]!r} is not valid Unicode.") from error
 
     def _translated(self, error: BaseException, doing: str, operational: bool) -> BaseException:
         text = (str(error).strip() or type(error).__name__).splitlines()[0]

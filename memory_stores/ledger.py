@@ -421,11 +421,8 @@ class LedgerTransaction:
 
     def finish_turn(self, partition: str, turn: StoredTurn) -> None:
         """Mark a turn done. Raises: ConflictError when it already was, for example by another process."""
-        where = (_turns.c.partition == partition, _turns.c.position == turn.position)
-        pending = _turns.c.status == TurnStatus.PENDING.value
-        changed = self.connection.execute(
-            sa.update(_turns).where(*where, pending).values(status=TurnStatus.DONE.value, error=None)
-        )
+        done = {"status": TurnStatus.DONE.value, "error": None}
+        changed = self.connection.execute(sa.update(_turns).where(*_pending(partition, turn)).values(**done))
         if changed.rowcount != 1:
             raise ConflictError(
                 f"turn {turn.source_id!r} is already done or does not belong to {turn.scope}; nothing was changed."
@@ -433,10 +430,9 @@ class LedgerTransaction:
         reached("apply:turn")
 
     def fail_turn(self, partition: str, turn: StoredTurn, error: str) -> None:
-        """Leave a turn pending and count the failed attempt."""
-        where = (_turns.c.partition == partition, _turns.c.position == turn.position)
+        """Leave a turn pending and count the failed attempt; one that is done stays as it is."""
         values = {"attempts": _turns.c.attempts + 1, "error": error}
-        self.connection.execute(sa.update(_turns).where(*where).values(**values))
+        self.connection.execute(sa.update(_turns).where(*_pending(partition, turn)).values(**values))
 
     def purge(self, scope: Scope) -> PurgeReceipt:
         """Erase everything of a scope; one content-free tombstone per partition remains."""
@@ -452,6 +448,17 @@ class LedgerTransaction:
             self.connection.execute(sa.insert(_ops), _tombstone(partition, self.tick()))
         operations = counts[_ops.name] - counts["tombstones"]
         return PurgeReceipt(memories=counts[_versions.name], operations=operations, turns=counts[_turns.name])
+
+
+def _pending(partition: str, turn: StoredTurn) -> tuple[sa.ColumnElement[bool], ...]:
+    """Return what finds a turn that is not done. A position alone could be one of a branch."""
+    return (
+        _turns.c.partition == partition,
+        _turns.c.position == turn.position,
+        _turns.c.dialogue == turn.dialogue,
+        _turns.c.source_id == turn.source_id,
+        _turns.c.status == TurnStatus.PENDING.value,
+    )
 
 
 def _owner(row: sa.RowMapping) -> Scope:

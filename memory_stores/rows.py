@@ -15,7 +15,7 @@ from sqlalchemy import RowMapping
 
 from memweave.memory_stores.engine import FAR_FUTURE, FAR_PAST, IndexPoint
 from memweave.memory_stores.text import Bm25Encoder
-from memweave.records import Memory, MemoryOp, OpKind, OpStatus, Scope, StoredTurn, Trust, Turn, TurnStatus
+from memweave.records import Memory, MemoryOp, OpKind, OpStatus, Scope, StoredTurn, Trust, Turn, TurnStatus, as_utc
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -33,8 +33,8 @@ class Version:
 
 
 def micros(value: datetime | None) -> int | None:
-    """Return microseconds since 1970."""
-    return (value - _EPOCH) // _MICROSECOND if value is not None else None
+    """Return microseconds since 1970; a naive time is read as UTC."""
+    return (as_utc(value) - _EPOCH) // _MICROSECOND if value is not None else None
 
 
 def moment(value: int | None) -> datetime | None:

@@ -40,6 +40,7 @@ from memweave.records import (
     Turn,
     TurnStatus,
     new_id,
+    storable,
 )
 
 P = ParamSpec("P")
@@ -196,8 +197,12 @@ class MemoryStore(ABC):
         run_id: str | None = None,
         policy_version: str | None = None,
     ) -> MemoryOp:
-        """Log an operation that failed before it could be applied. Nothing changes; `turn` stays pending and can be retried."""
+        """Log an operation that failed before it could be applied. Nothing changes; `turn` stays pending and can be retried.
+
+        A turn that somebody else has done meanwhile stays done.
+        """
         partition = self._partition(scope)
+        error, reason = storable(error), storable(reason)  # they may quote whatever a model said
         with self._write(scope) as tx:
             failed = MemoryOp.model_construct(
                 id=new_id(), seq=0, kind=OpKind.NOOP, status=OpStatus.FAILED, scope=scope, memory_id=None, reason=reason,
@@ -219,9 +224,12 @@ class MemoryStore(ABC):
         """Return those of the memories that exist."""
 
     def history(self, memory_id: UUID, *, scope: Scope) -> list[MemoryOp]:
-        """Return all operations on a memory, oldest first. Raises: UnknownMemoryError when there never was one."""
+        """Return all operations on a memory, oldest first; in a branch, those of the branch.
+
+        Raises: UnknownMemoryError when there never was such a memory.
+        """
         found = self.log(scope=scope, memory_id=memory_id)
-        if not found:
+        if not found and not self._found([memory_id], scope=scope):
             raise UnknownMemoryError(f"no memory {memory_id} for {scope}, now or before.")
         return found
 
@@ -274,6 +282,8 @@ class MemoryStore(ABC):
         """Return the engine's query, and the participant whose memories are to be preferred."""
         if not query.strip():
             raise InputError("the search query is blank; give it at least one word.")
+        if query != storable(query):
+            raise InputError(f"the search query {query[:80]!r} holds NUL or half a surrogate pair, which are no text.")
         if not 1 <= limit <= 1_000:
             raise InputError(f"limit {limit} is outside 1..1000.")
         config = self.config

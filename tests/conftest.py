@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from memweave.memory_stores import MemoryBank
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 REMOVED = ("MEMWEAVE_", "OPENAI_", "LANGSMITH_", "LANGCHAIN_", "LANGGRAPH_")
 KEPT = "MEMWEAVE_DATA"  # where the public data sets are: a fact about the machine, not a setting under test
+
+
+# Property tests try the same examples every time, on slow machines too.
+settings.register_profile("memweave", derandomize=True, deadline=None, database=None)
+settings.load_profile("memweave")
 
 
 @pytest.fixture

@@ -7,7 +7,9 @@ datetimes; a source that gave no time zone keeps `observed_naive=True`. A missin
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,12 +27,23 @@ MAX_TEXT: Final = 1_000_000
 """Longest text of one turn or memory, in characters."""
 
 
+_id_lock = threading.Lock()
+_last_tick = 0
+
+
 def new_id() -> UUID:
-    """Return a UUIDv7: 48 bits of Unix milliseconds, then 74 random bits, so that ids sort by creation time."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
-    value = value & ~(0xF << 76) | 0x7 << 76
-    value = value & ~(0x3 << 62) | 0x2 << 62
-    return UUID(int=value)
+    """Return a UUIDv7: 48 bits of Unix milliseconds, 12 bits of its fraction, 62 random bits (RFC 9562, method 3).
+
+    Within a process ids sort in the order in which they were made, also within one millisecond and when the clock goes back.
+    """
+    global _last_tick
+    now = time.time_ns()
+    tick = now // 1_000_000 << 12 | now % 1_000_000 * 4096 // 1_000_000
+    with _id_lock:
+        tick = _last_tick = max(tick, _last_tick + 1)
+    milliseconds, fraction = tick >> 12, tick & 0xFFF
+    random = int.from_bytes(os.urandom(8), "big") >> 2
+    return UUID(int=milliseconds << 80 | 0x7 << 76 | fraction << 64 | 0x2 << 62 | random)
 
 
 def utc_now() -> datetime:
@@ -39,8 +52,16 @@ def utc_now() -> datetime:
 
 
 def as_utc(value: datetime) -> datetime:
-    """Return `value` in UTC; a naive time is read as UTC."""
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    """Return `value` in UTC; a naive time is read as UTC. Raises: ValueError when UTC has no such year."""
+    try:
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"{value.isoformat()} lies outside the years 1 to 9999 in UTC") from error
+
+
+def storable(text: str) -> str:
+    """Return a text that came from elsewhere with what cannot be stored (NUL, lone surrogates) as U+FFFD."""
+    return text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _printable(value: str) -> str:
@@ -59,17 +80,42 @@ def _storable(value: str) -> str:
     return value
 
 
+def _as_json(value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+    except ValueError as error:
+        raise ValueError("must be JSON, which has no NaN and no infinity") from error
+    _storable(text)
+    return value
+
+
 UtcTime = Annotated[datetime, AfterValidator(as_utc)]
 Name = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_printable)]
 """An identifier that a caller chooses: tenant, user, dialogue, speaker, actor."""
 Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT), AfterValidator(_storable)]
 Context = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_storable)]
+Metadata = Annotated[dict[str, JsonValue], AfterValidator(_as_json)]
+"""Whatever the caller wants to keep beside a memory."""
 
 
 class Record(BaseModel):
     """Base of all records: frozen, unknown fields refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _flag_naive(data: Any) -> Any:
+    """Set `observed_naive` for a given `observed_at`, unless the flag is given too."""
+    if isinstance(data, dict) and data.get("observed_naive") is None:
+        value = data.get("observed_at")
+        if isinstance(value, str):
+            try:
+                value = datetime.fromisoformat(value)
+            except ValueError:
+                return data  # field validation reports it
+        if isinstance(value, datetime):
+            return {**data, "observed_naive": value.tzinfo is None}
+    return data
 
 
 class Scope(Record):
@@ -147,20 +193,7 @@ class Turn(Record):
     """Text of the message before it, if any: helps to find the turn, is not part of it."""
     trust: Trust = Trust.USER
 
-    @model_validator(mode="before")
-    @classmethod
-    def _flag_naive(cls, data: Any) -> Any:
-        """Set `observed_naive` when the given time has no zone and the flag was not given."""
-        if isinstance(data, dict) and "observed_naive" not in data:
-            value = data.get("observed_at")
-            if isinstance(value, str):
-                try:
-                    value = datetime.fromisoformat(value)
-                except ValueError:
-                    return data  # field validation reports it
-            if isinstance(value, datetime) and value.tzinfo is None:
-                return {**data, "observed_naive": True}
-        return data
+    _flag_naive = model_validator(mode="before")(_flag_naive)
 
 
 class StoredTurn(Turn):
@@ -192,14 +225,14 @@ class Memory(Record):
     dialogue: Name | None = None
     context: Context | None = None
     """Text around the memory at its source (the message before); searched, not shown to the model."""
-    source_ids: tuple[str, ...] = ()
+    source_ids: tuple[Name, ...] = ()
     observed_at: UtcTime | None = None
     observed_naive: bool = False
     valid_from: UtcTime | None = None
     valid_to: UtcTime | None = None
     """First moment at which it no longer holds."""
     trust: Trust = Trust.USER
-    metadata: dict[str, JsonValue] = Field(default_factory=dict)
+    metadata: Metadata = Field(default_factory=dict)
     recorded_at: UtcTime
     closed_at: UtcTime | None = None
     """When a later version or a deletion replaced it; `None` while current."""
@@ -220,7 +253,7 @@ class ProposedOp(Record):
     actor: Name
     """Who decided: `rule`, a model name, `user:anna`."""
     policy_version: Name | None = None
-    source_ids: tuple[str, ...] = ()
+    source_ids: tuple[Name, ...] = ()
     run_id: Name | None = None
     speaker: Name | None = None
     dialogue: Name | None = None
@@ -230,10 +263,12 @@ class ProposedOp(Record):
     valid_from: UtcTime | None = None
     valid_to: UtcTime | None = None
     trust: Trust | None = None
-    metadata: dict[str, JsonValue] | None = None
+    metadata: Metadata | None = None
     expected_version: int | None = None
     """Refuse with `ConflictError` unless the memory is at this version (compare-and-set)."""
     undoes: UUID | None = None
+
+    _flag_naive = model_validator(mode="before")(_flag_naive)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -297,9 +332,9 @@ class MemoryHit:
 class IndexFilter(Record):
     """Which memories of a scope a search may return; all given conditions must hold."""
 
-    speakers: tuple[str, ...] | None = None
-    dialogues: tuple[str, ...] | None = None
-    runs: tuple[str, ...] | None = None
+    speakers: tuple[Name, ...] | None = None
+    dialogues: tuple[Name, ...] | None = None
+    runs: tuple[Name, ...] | None = None
     trust: tuple[Trust, ...] | None = None
     observed_from: UtcTime | None = None
     observed_to: UtcTime | None = None
