@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 CHAT = [
     {"id": "m1", "speaker": "Anna", "text": "I live in Porto.", "time": "2025-01-01T10:00+00:00"},
     {"id": "m2", "speaker": "Ben", "text": "Nice!", "time": "2025-01-01T10:01+00:00"},
+    {"id": "m2b", "speaker": "Anna", "text": "Nice! to hear", "time": "2025-01-01T10:01+00:00"},
+    {"id": "m2c", "speaker": "Ben", "text": "Nice! indeed", "time": "2025-01-01T10:01+00:00"},
     {"id": "m3", "speaker": "Anna", "text": "My cat is called Miso.", "time": "2025-01-01T10:02+00:00"},
 ]
 USER = ("--user", "anna", "--model", "scripted:x")
@@ -61,17 +63,17 @@ def test_remember_shows_operations_with_reasons_and_sums_up_small_talk(cli: Cli,
     lines = result.err.splitlines()
     assert [line.split() for line in lines[:3]] == [
         ["+", "ADD", "Anna", "I", "live", "in", "Porto.", "(new)"],
-        ["...", "1", "turn", "of", "small", "talk"],
+        ["...", "3", "turns", "of", "small", "talk"],
         ["+", "ADD", "Anna", "My", "cat", "is", "called", "Miso.", "(new)"],
     ]
-    assert result.out.strip() == "3 turns read: 2 ADD. 2 memories."
+    assert result.out.strip() == "5 turns read: 2 ADD. 2 memories."
 
 
 def test_reading_again_changes_nothing(cli: Cli, chat: str) -> None:
     first = cli("remember", chat, *USER, "--json").json
     again = cli("remember", chat, *USER, "--json").json
-    assert (first["turns_done"], first["memories"]) == (3, 2)
-    assert (again["turns_done"], again["turns_known"], again["memories"], again["operations"]) == (0, 3, 2, {})
+    assert (first["turns_done"], first["memories"]) == (5, 2)
+    assert (again["turns_done"], again["turns_known"], again["memories"], again["operations"]) == (0, 5, 2, {})
 
 
 def test_quiet_and_json_show_no_operations(cli: Cli, chat: str) -> None:
@@ -114,7 +116,7 @@ def test_an_endpoint_out_of_reach_stops_the_run_and_loses_nothing(
     result = cli("remember", chat, *USER, "--json")
     assert result.code == 1
     assert "does not answer" in result.json["stopped"]
-    assert result.json["turns_pending"] == 3
+    assert result.json["turns_pending"] == 5
 
 
 def test_ask_answers_with_numbered_dated_memories(cli: Cli, chat: str) -> None:

@@ -36,6 +36,7 @@ USER: Final = "demo"
 KS: Final = (1, 3, 5, 10, 30)
 OURS: Final = frozenset({"ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm", "index", "index.lock"})
 """What a data folder holds; the demo's folder is removed only if there is nothing else in it."""
+LABELS: Final = {"ADD": "added", "UPDATE": "updated", "DELETE": "deleted", "NOOP": "known already", "FAILED": "failed"}
 
 ReportFile = Annotated[Path, typer.Option("--report", help="Where to write the report.")]
 
@@ -76,8 +77,20 @@ def demo(
     report. Nothing but this machine is needed.
     """
     console = render.notes() if as_json else render.out()
+    if not report.absolute().parent.is_dir():
+        raise InputError(
+            f"{report.parent} is not a folder, so no report can be written there. Make it, or give --report."
+        )
     folder = _fresh(home)
-    with session(create=True, user=USER, tenant="default", home=folder, model=model, embedding=embedding) as here:
+    with session(
+        create=True,
+        roles=("extractor", "manager", "answerer"),
+        user=USER,
+        tenant="default",
+        home=folder,
+        model=model,
+        embedding=embedding,
+    ) as here:
         outcome = _run(here, console, quiet=as_json)
     write_report(_page(outcome), report)
     if as_json:
@@ -113,7 +126,7 @@ def _run(here: Session, console: Console, *, quiet: bool) -> Outcome:
     _introduce(here, turns, say)
     began = time.perf_counter()
 
-    _heading(say, "Remembering", "one line per operation, with its reason")
+    _heading(say, "Remembering", "each operation with its reason, as it happens")
     here.bank.accept(turns, scope=here.scope)
     counts = count_kinds(construct(here, console, show=not quiet, bar=not quiet)["operations"])
     memories = len(here.bank.memories(scope=here.scope))
@@ -223,7 +236,10 @@ def _show_undo(story: UndoStory | None, say: Say) -> None:
     if story is None:
         say(Text("No right answer of this run rests on an UPDATE, so there is nothing to show.", style="dim"))
         return
-    say(render.OpView.of(story.undone).line(speaker_width=0, width=render.out().width))
+    view = render.OpView.of(story.undone)
+    say(Text.assemble(view.sign(), " ", (f"({view.reason})", "dim")))
+    say(Text.assemble(("  was  ", "dim"), render.safe(view.before or "")))
+    say(Text.assemble(("  is   ", "dim"), render.safe(view.after or "")))
     say(Text.assemble("\n", (story.question, "bold")))
     say(Text.assemble(("  before the undo  ", "dim"), story.answer_before))
     say(Text.assemble(("  after the undo   ", "dim"), (story.answer_after, "yellow")))
@@ -267,9 +283,9 @@ def _page(outcome: Outcome) -> Report:
         lead=f"A conversation of two friends, {first} to {last}: {len(outcome.turns)} messages, read one by one.",
         tiles=(
             ("messages", str(len(outcome.turns))),
-            ("memories at the end", str(outcome.memories)),
-            *((f"{kind} operations", str(count)) for kind, count in outcome.counts.items()),
-            ("questions right", f"{right} of {len(outcome.questions)}"),
+            ("memories", str(outcome.memories)),
+            *((LABELS.get(kind, kind), str(count)) for kind, count in outcome.counts.items()),
+            ("right answers", f"{right} of {len(outcome.questions)}"),
             ("token F1", f"{mean(asked.f1 for asked in outcome.questions):.2f}"),
         ),
         turns=outcome.turns,

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from memweave.graphs.session import MemoryEvent
 
 WIDEST_NAME: Final = 16
+WORTH_A_LINE: Final = 3
+"""Turns without an operation, one after the other, that get a line."""
 
 
 class Feed:
@@ -77,10 +79,10 @@ class Feed:
         speaker = next((name for name in speakers if name), "")
         after = None if kind is OpKind.DELETE else event["text"]
         view = OpView(kind, status, event["before"], after, event["reason"], event["error"], speaker)
-        self._console.print(view.line(speaker_width=self._name_width, width=self._console.width))
+        for line in view.lines(speaker_width=self._name_width, width=self._console.width):
+            self._console.print(line)
 
     def _sum_up(self) -> None:
-        if self._silent and self._show:
-            turns = "1 turn" if self._silent == 1 else f"{self._silent} turns"
-            self._console.print(Text(f"  ...      {turns} of small talk", style="dim"))
+        if self._silent >= WORTH_A_LINE and self._show:
+            self._console.print(Text(f"  ...      {self._silent} turns of small talk", style="dim"))
         self._silent = 0

@@ -54,6 +54,8 @@ def remember(
     turns = read_turns(file) if file is not None else []
     options = {"user": user, "tenant": tenant, "home": home, "model": model, "embedding": embedding}
     with session(create=file is not None, roles=("extractor", "manager"), **options) as here:
+        if here.settings.embedding is None and here.bank.embedder.model_id.startswith("hashing"):
+            render.note("MiniLM is not installed: searching by shared words. See docs/embedding.md.")
         stored = here.bank.accept(turns, scope=here.scope)
         known = sum(turn.status is TurnStatus.DONE for turn in stored)
         shown = not (quiet or as_json)
@@ -110,7 +112,10 @@ def ask(
     """Answer from memory, with the memories used."""
     if not question.strip():
         raise InputError("the question is empty; write it after `memweave ask`.")
-    with session(roles=("answerer",), user=user, tenant=tenant, home=home, model=model) as here:
+    with (
+        session(roles=("answerer",), user=user, tenant=tenant, home=home, model=model) as here,
+        render.notes().status("looking in memory ..."),
+    ):
         reply = cast("AnsweringOutput", answering_graph(here).invoke({"question": question}))
     text, used, seen = reply["answer"], reply["used"], reply["memories"]
     if text is None:

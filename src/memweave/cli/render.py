@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from textwrap import wrap
 from typing import Final
 from uuid import UUID
 
@@ -26,6 +27,10 @@ from memweave.records import Memory, MemoryOp, OpKind, OpStatus
 WIDTH_WITHOUT_TERMINAL: Final = 120
 SHORT_ID: Final = 8
 """Digits of an id that are shown: the last ones, which are random (the first ones of a UUIDv7 are the time)."""
+KIND: Final = 9
+"""Columns of sign and kind."""
+BRIEF: Final = 16
+"""Columns of a reason that is too short to get a line of its own."""
 SIGNS: Final[dict[OpKind, tuple[str, str]]] = {
     OpKind.ADD: ("+", "green"),
     OpKind.UPDATE: ("~", "yellow"),
@@ -154,29 +159,44 @@ class OpView:
         sign, style = SIGNS[self.kind]
         return Text(f"{sign} {self.kind}", style=style)
 
-    def change(self) -> Text:
-        """Return `old -> new`, the new text, the old one struck out, or the error."""
+    def change(self, width: int | None = None) -> Text:
+        """Return `old -> new`, the new text, the old one struck out, or the error; cut to `width` characters."""
         before, after = (safe(side) if side else None for side in (self.before, self.after))
         if self.status is OpStatus.FAILED:
-            return Text(safe(self.error or "failed"), style="red")
+            return _cut(Text(safe(self.error or "failed"), style="red"), width)
         if before and after and before != after:
-            return Text.assemble((before, "dim"), " -> ", after)
+            # What only adds to the old text would look the same twice.
+            arrow, after = (" + ", after.removeprefix(before).strip()) if after.startswith(before) else (" -> ", after)
+            old = _cut(Text(before, style="dim"), None if width is None else width // 2 - len(arrow))
+            new = _cut(Text(after), None if width is None else width - len(arrow) - old.cell_len)
+            return Text.assemble(old, arrow, new)
         if after:
-            return Text(after, style="dim" if self.kind is OpKind.NOOP else "")
-        return Text(before, style="strike dim") if before else Text("-", style="dim")
+            return _cut(Text(after, style="dim" if self.kind is OpKind.NOOP else ""), width)
+        return _cut(Text(before, style="strike dim"), width) if before else Text("-", style="dim")
 
-    def line(self, *, speaker_width: int, width: int) -> Text:
-        """Return one line of at most `width` characters: sign, speaker, change, reason."""
+    def lines(self, *, speaker_width: int, width: int) -> list[Text]:
+        """Return sign, speaker, change and reason in `width` columns: one line if it fits, else the reason below.
+
+        The reason is never cut. One of a word or two gets no line of its own: the change gives way.
+        """
         sign = self.sign()
-        speaker = f"{safe(self.speaker):<{speaker_width}}"[:speaker_width]
-        head = Text.assemble(sign, " " * (9 - len(sign)), (speaker, "bold"), "  ")
+        speaker = f"{safe(self.speaker):<{speaker_width}}"[:speaker_width] + ("  " if speaker_width else "")
+        head = Text.assemble(sign, " " * (KIND - len(sign)), (speaker, "bold"))
         room = max(width - head.cell_len, 30)
-        reason = Text(f"  ({safe(self.reason)})", style="dim")
+        reason = Text(f"({safe(self.reason)})", style="dim")
         change = self.change()
-        if change.cell_len + reason.cell_len > room:
-            reason.truncate(max(room // 3, room - change.cell_len), overflow="ellipsis")
-            change.truncate(room - reason.cell_len, overflow="ellipsis")
-        return Text.assemble(head, change, reason)
+        if reason.cell_len <= BRIEF:
+            return [Text.assemble(head, self.change(room - reason.cell_len - 2), "  ", reason)]
+        if change.cell_len + reason.cell_len + 2 <= room:
+            return [Text.assemble(head, change, "  ", reason)]
+        below = wrap(reason.plain, max(width - KIND, 30), initial_indent=" " * KIND, subsequent_indent=" " * KIND)
+        return [Text.assemble(head, self.change(room)), *(Text(line, style="dim") for line in below)]
+
+
+def _cut(line: Text, width: int | None) -> Text:
+    if width is not None:
+        line.truncate(width, overflow="ellipsis")
+    return line
 
 
 def op_table(ops: Iterable[MemoryOp]) -> Table:

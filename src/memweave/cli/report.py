@@ -76,9 +76,9 @@ def write_report(report: Report, path: Path) -> None:
     """Write the page to `path`."""
     template = Template(files("memweave.cli").joinpath("report.html").read_text(encoding="utf-8"))
     sections = (
+        timeline(report.turns, report.ops),
         _questions(report.questions),
         _undo(report.undo),
-        timeline(report.turns, report.ops),
         _recall(report.recall),
         _log(report.ops),
     )

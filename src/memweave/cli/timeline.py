@@ -26,12 +26,23 @@ class _Story:
         return next((side for side in versions if side), None)
 
     @property
-    def changes(self) -> list[MemoryOp]:
-        return [op for op in self.ops if op.kind is not OpKind.NOOP]
+    def changes(self) -> list[tuple[MemoryOp, datetime | None]]:
+        """Return the operations that still count, with their times: neither undone, nor an undo themselves."""
+        pairs = zip(self.ops, self.times, strict=True)
+        return [
+            pair
+            for pair in pairs
+            if pair[0].kind is not OpKind.NOOP and pair[0].undoes is None and self._holds(pair[0])
+        ]
+
+    def _holds(self, op: MemoryOp) -> bool:
+        """Return whether no undo of `op` holds itself."""
+        return not any(other.undoes == op.id and self._holds(other) for other in self.ops)
 
     @property
     def alive(self) -> bool:
-        return not self.changes or self.changes[-1].after is not None
+        """Return whether the memory is a current one."""
+        return any(op.after is not None for op, _ in self.changes[-1:])
 
 
 def _stories(turns: Sequence[Turn], ops: Sequence[MemoryOp]) -> list[_Story]:
@@ -75,14 +86,15 @@ def timeline(turns: Sequence[Turn], ops: Sequence[MemoryOp]) -> str:
     head = f'<div class="axis"><span></span><span>memory</span><span>{axis}</span></div>'
     by_source = {turn.source_id: turn for turn in turns}
     rows = "".join(_memory(story, by_source, first, last) for story in stories)
-    return section("What is remembered", lead, f'{controls}<div class="scroll">{head}{rows}</div>')
+    return section("What is remembered", lead, f'{controls}<div class="scroll tall">{head}{rows}</div>')
 
 
 def _memory(story: _Story, turns: dict[str, Turn], first: datetime | None, last: datetime | None) -> str:
     memory = story.memory
     if memory is None:
         return ""
-    kinds = " ".join(["memory", *(["changed"] if len(story.changes) > 1 else []), *([] if story.alive else ["gone"])])
+    changed = sum(op.kind is not OpKind.NOOP for op in story.ops) > 1
+    kinds = " ".join(["memory", *(["changed"] if changed else []), *([] if story.alive else ["gone"])])
     bar = "".join(_bar(story, first, last)) if first is not None and last is not None else ""
     versions = "".join(_version(op, time, turns) for op, time in zip(story.ops, story.times, strict=True))
     return (
@@ -99,12 +111,12 @@ def _bar(story: _Story, first: datetime, last: datetime) -> Iterable[str]:
     def at(time: datetime | None) -> float:
         return 100.0 if time is None else 100 * ((time - first) / span)
 
-    points = [(at(time), op) for op, time in zip(story.ops, story.times, strict=True) if op.kind is not OpKind.NOOP]
+    points = [(min(at(time), 98.5), op) for op, time in story.changes]
     ends = [x for x, _ in points[1:]] + [100.0]
     for (x, op), end in zip(points, ends, strict=True):
         if op.after is not None:
             kind = ' class="last"' if op is points[-1][1] else ""
-            yield f'<i{kind} style="left:{x:.1f}%;width:{max(end - x, 0.8):.1f}%"></i>'
+            yield f'<i{kind} style="left:{x:.1f}%;width:{max(end - x, 1.5):.1f}%"></i>'
     for op, time in zip(story.ops, story.times, strict=True):
         if op.kind is OpKind.NOOP:
             yield f'<i class="again" style="left:{min(at(time), 99.0):.1f}%"></i>'
