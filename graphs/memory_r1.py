@@ -9,6 +9,7 @@ the system prompt. The two state machines of the paper are in `memory_r1_constru
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -406,12 +407,14 @@ def create_memory_r1_agent(
 
 
 # Factories for langgraph.json: the server brings store and checkpointer, and everything else is in the settings.
+# They are called on the event loop; prompts and rules are read from files, so the graphs are built in a thread.
 
 
 async def make_graph(config: RunnableConfig) -> MemoryR1Agent:
     """Return the chat agent that the settings describe."""
     at = await server()
-    return create_memory_r1_agent(
+    return await asyncio.to_thread(
+        create_memory_r1_agent,
         at.bank,
         extractor=at.extractor,
         manager=at.manager,
@@ -424,10 +427,12 @@ async def make_graph(config: RunnableConfig) -> MemoryR1Agent:
 async def make_construction_graph(config: RunnableConfig) -> ConstructionGraph:
     """Return the construction graph that the settings describe."""
     at = await server()
-    return create_construction_graph(at.bank, extractor=at.extractor, manager=at.manager, scope=at.home)
+    return await asyncio.to_thread(
+        create_construction_graph, at.bank, extractor=at.extractor, manager=at.manager, scope=at.home
+    )
 
 
 async def make_answering_graph(config: RunnableConfig) -> AnsweringGraph:
     """Return the answering graph that the settings describe."""
     at = await server()
-    return create_answering_graph(at.bank, answerer=at.answerer, scope=at.home)
+    return await asyncio.to_thread(create_answering_graph, at.bank, answerer=at.answerer, scope=at.home)
