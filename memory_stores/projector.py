@@ -149,9 +149,8 @@ class Projector:
                 memory = self._cache[at] = change.opened.memory
                 known = self._speakers.get(change.partition)
                 if memory.speaker is not None and known is not None and memory.speaker not in known:
-                    self._speakers[change.partition] = known | {
-                        memory.speaker
-                    }  # a new set: others may be reading this one
+                    # A new set: others may be reading this one.
+                    self._speakers[change.partition] = known | {memory.speaker}
                 if len(self._cache) > _CACHED:
                     self._cache.popitem(last=False)
             elif change.effect is Effect.REMOVE:

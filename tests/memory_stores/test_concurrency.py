@@ -18,7 +18,7 @@ import pytest
 from memweave.embeddings import HashingEmbedder, Vectors
 from memweave.errors import ConflictError, StorageFullError, UsageError
 from memweave.memory_stores import MemoryBank, open_bank
-from memweave.memory_stores.engine import IndexPoint, IndexQuery, rrf_share
+from memweave.memory_stores.engine import IndexHit, IndexPoint, IndexQuery, rrf_share
 from memweave.memory_stores.exact import ExactEngine
 from memweave.memory_stores.projector import Projector
 from memweave.records import OpKind, ProposedOp, Scope, Turn, TurnStatus
@@ -402,3 +402,39 @@ def test_an_index_that_could_not_be_written_anew_is_not_taken_for_whole(bank: Me
     engine.full = False
     projector.catch_up()
     assert projector.count(ANNA.partition()) == 20
+
+
+class InterruptedSearch(ExactEngine):
+    """Lets its first search look only after `clear`, and writes only after that search."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started, self.cleared, self.searched = threading.Event(), threading.Event(), threading.Event()
+
+    def search(self, query: IndexQuery) -> list[IndexHit]:
+        if self.started.is_set():
+            return super().search(query)
+        self.started.set()
+        assert self.cleared.wait(10)
+        found = super().search(query)
+        self.searched.set()
+        return found
+
+    def clear(self) -> None:
+        super().clear()
+        if self.started.is_set():
+            self.cleared.set()
+            assert self.searched.wait(10)
+
+
+def test_a_search_that_met_an_emptied_index_looks_again(bank: MemoryBank) -> None:
+    fill(bank, 20)
+    engine = InterruptedSearch()
+    projector = Projector(bank._core.ledger, engine, bank._encoder, write_key="key", shared=False)
+    projector.catch_up()
+    query, _ = bank._plan("tea garden", ANNA, 10, None, ())
+    with ThreadPoolExecutor(1) as pool:
+        search = pool.submit(projector.search, query)
+        assert engine.started.wait(10)
+        projector.rebuild()
+        assert len(search.result()) == 10
