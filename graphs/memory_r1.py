@@ -70,6 +70,8 @@ RETRIED_TURNS: Final = 2
 
 _LONGEST_QUERY: Final = 4_000
 """Characters of the new messages that memories are searched with, from the end."""
+_DURABILITY: Final = "__pregel_durability"
+"""Where LangGraph 1.2 keeps the durability of a run: `sync` makes a subgraph without checkpoints fail."""
 _METADATA: Final = "memweave"
 _QUESTION: Final = (
     r"(who|whom|whose|what|when|where|which|why|how|do|does|did|is|are|was|were|can|could|should|will|would|have|has)\b"
@@ -253,7 +255,8 @@ def _task(
     turns = len(state["new"]) + RETRIED_TURNS
     task = ConstructionInput(dialogue=state["dialogue"], run_id=current_run_id(config), max_turns=turns)
     own = construction.config or RunnableConfig()
-    return task, {**config, "recursion_limit": own["recursion_limit"]}
+    configurable = {**(config.get("configurable") or {}), _DURABILITY: "async"}
+    return task, {**config, "recursion_limit": own["recursion_limit"], "configurable": configurable}
 
 
 def _new_messages(messages: Sequence[AnyMessage]) -> list[HumanMessage]:

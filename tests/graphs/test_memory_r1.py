@@ -387,6 +387,13 @@ def test_a_run_that_died_in_the_middle_is_resumed(
     assert texts(bank.memories(scope=scope)) == ["I have a cat."]
 
 
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+def test_any_durability_will_do(durability: str, bank: MemoryBank, scope: Scope, brain: Brain, run: Run) -> None:
+    agent = create_memory_r1_agent(bank, model=brain(), checkpointer=InMemorySaver())
+    output = run(agent, saying("Cat."), thread("t"), durability=durability, **to(scope))
+    assert len(output["operations"]) == 1
+
+
 def test_the_steps_of_remembering_can_be_watched(bank: MemoryBank, scope: Scope, brain: Brain) -> None:
     agent = create_memory_r1_agent(bank, model=brain())
     steps = [
