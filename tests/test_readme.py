@@ -42,7 +42,9 @@ def test_the_embedding_example_is_short(readme: str) -> None:
 
 
 def test_every_command_exists(readme: str, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = {line for _, block in blocks(readme) for line in block.splitlines() if line.startswith("memweave ")}
+    lines = {
+        line for _, block in blocks(readme) for line in block.splitlines() if re.match(r"memweave [a-z]+( |$)", line)
+    }
     assert lines
     for line in sorted(lines):
         words = shlex.split(line, comments=True)[1:]
@@ -55,7 +57,7 @@ def test_every_command_exists(readme: str, capsys: pytest.CaptureFixture[str]) -
 
 def test_every_make_target_exists(readme: str, root: Path) -> None:
     makefile = (root / "Makefile").read_text()
-    targets = set(re.findall(r"\bmake ([a-z-]+)", readme))
+    targets = set(re.findall(r"(?:`|^|cpu )make ([a-z-]+)", readme, re.MULTILINE))
     assert targets
     assert {target for target in targets if not re.search(rf"^{target}:", makefile, re.MULTILINE)} == set()
 

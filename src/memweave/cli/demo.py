@@ -243,7 +243,7 @@ def _show_undo(story: UndoStory | None, say: Say) -> None:
     say(Text.assemble("\n", (story.question, "bold")))
     say(Text.assemble(("  before the undo  ", "dim"), story.answer_before))
     say(Text.assemble(("  after the undo   ", "dim"), (story.answer_after, "yellow")))
-    say(Text("  Then the undo was undone: nothing is ever lost.", style="dim"))
+    say(Text("  Then the undo was undone; the log keeps every step.", style="dim"))
 
 
 def _recall(here: Session, questions: Sequence[DemoQuestion]) -> list[RecallRow]:

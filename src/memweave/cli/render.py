@@ -189,7 +189,7 @@ class OpView:
             return [Text.assemble(head, self.change(room - reason.cell_len - 2), "  ", reason)]
         if change.cell_len + reason.cell_len + 2 <= room:
             return [Text.assemble(head, change, "  ", reason)]
-        below = wrap(reason.plain, max(width - KIND, 30), initial_indent=" " * KIND, subsequent_indent=" " * KIND)
+        below = wrap(reason.plain, max(width, 40), initial_indent=" " * KIND, subsequent_indent=" " * KIND)
         return [Text.assemble(head, self.change(room)), *(Text(line, style="dim") for line in below)]
 
 
