@@ -29,7 +29,7 @@ SHORT_ID: Final = 8
 """Digits of an id that are shown: the last ones, which are random (the first ones of a UUIDv7 are the time)."""
 KIND: Final = 9
 """Columns of sign and kind."""
-BRIEF: Final = 16
+BRIEF: Final = 24
 """Columns of a reason that is too short to get a line of its own."""
 SIGNS: Final[dict[OpKind, tuple[str, str]]] = {
     OpKind.ADD: ("+", "green"),
