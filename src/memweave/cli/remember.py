@@ -49,13 +49,14 @@ def remember(
 
     Reading it again changes nothing. What failed stays pending and is tried again by the next run.
     """
+    from memweave.embeddings import minilm_installed
     from memweave.worlds import read_turns
 
     turns = read_turns(file) if file is not None else []
     options = {"user": user, "tenant": tenant, "home": home, "model": model, "embedding": embedding}
     with session(create=file is not None, roles=("extractor", "manager"), **options) as here:
-        if here.settings.embedding is None and here.bank.embedder.model_id.startswith("hashing"):
-            render.note("MiniLM is not installed: searching by shared words. See docs/embedding.md.")
+        if here.settings.embedding is None and not minilm_installed():
+            render.note(f"MiniLM is not installed; embedding with {here.bank.embedder.model_id}. See docs/embedding.md.")
         stored = here.bank.accept(turns, scope=here.scope)
         known = sum(turn.status is TurnStatus.DONE for turn in stored)
         shown = not (quiet or as_json)
