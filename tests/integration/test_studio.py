@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 pytest.importorskip("langgraph_api", reason="needs the extra `studio`")
@@ -26,19 +20,12 @@ from langgraph_sdk import get_sync_client
 from langgraph_sdk.client import SyncLangGraphClient
 
 from memweave.agents.prompts import load_prompt
+from tests.integration.server import langgraph_dev
 
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
-READY_IN = 120.0  # seconds
 ANNA = {"user": "anna"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Endpoint(BaseHTTPRequestHandler):
@@ -117,61 +104,12 @@ class Studio:
         return self.client.runs.wait(None, "memory-r1-answering", input={"question": question}, context=context or ANNA)
 
 
-@contextmanager
-def running(
-    command: list[str], environment: dict[str, str], folder: Path, log: Path
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server in a process group of its own, and end all of it."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, env=environment, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            yield process
-        finally:
-            for sign, patience in ((signal.SIGTERM, 15), (signal.SIGKILL, 15)):
-                try:
-                    os.killpg(process.pid, sign)
-                except ProcessLookupError:
-                    break
-                try:
-                    process.wait(patience)
-                    break
-                except subprocess.TimeoutExpired:
-                    continue
-
-
-def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + READY_IN
-    while time.monotonic() < deadline:
-        assert process.poll() is None, f"langgraph dev ended:\n{log.read_text()[-4000:]}"
-        try:
-            if httpx.get(f"{url}/ok", timeout=2).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.2)  # a poll with a deadline, not a guess
-    pytest.fail(f"langgraph dev was not ready after {READY_IN:g} s:\n{log.read_text()[-4000:]}")
-
-
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory, endpoint: str) -> Iterator[Studio]:
     """Start `langgraph dev` on an empty data folder."""
     folder = tmp_path_factory.mktemp("studio")
-    log, port = folder / "server.log", free_port()
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LANG", "OPENAI_", "MEMWEAVE_"))}
-    environment = kept | {
-        "LANGSMITH_TRACING": "false",
-        "LANGGRAPH_CLI_NO_ANALYTICS": "1",
-        "MEMWEAVE_HOME": str(folder / "home"),
-        "MEMWEAVE_EMBEDDING": "hashing",
-        "MEMWEAVE_MODEL": f"openai:scripted@{endpoint}",
-        "NO_COLOR": "1",
-        "PYTHONUNBUFFERED": "1",
-    }
-    command = [sys.executable, "-m", "langgraph_cli", "dev", "--no-browser", "--no-reload", "--port", str(port)]
-    url = f"http://127.0.0.1:{port}"
-    with running([*command, "--config", str(ROOT / "langgraph.json")], environment, folder, log) as process:
-        wait_until_ready(process, url, log)
+    model = {"MEMWEAVE_MODEL": f"openai:scripted@{endpoint}"}
+    with langgraph_dev(ROOT / "langgraph.json", folder, model) as (url, environment, log):
         client = get_sync_client(url=url)
         yield Studio(client, environment, folder, log)
         client.close()
