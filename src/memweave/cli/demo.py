@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,7 +101,13 @@ def demo(
     console.print(Text.assemble("\nReport: ", (str(report), "bold"), "   (open it in a browser)"))
     console.print(Text(f"The memories stay in {folder}. Look around:", style="dim"))
     for command in ("memory log", 'ask "Where does Mara live?"'):
-        console.print(Text(f"  memweave {command} --user {USER} --home {folder}", style="dim"))
+        console.print(Text(f"  {_program()} {command} --user {USER} --home {folder}", style="dim"))
+
+
+def _program() -> str:
+    """Return what to type for `memweave`: the name if it is on the path, else where it is."""
+    own = Path(sys.executable).with_name("memweave")
+    return "memweave" if shutil.which("memweave") or not own.exists() else os.path.relpath(own)
 
 
 def _fresh(home: Path | None) -> Path:
