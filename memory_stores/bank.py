@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID
 
-from memweave.errors import UsageError
+from memweave.errors import EmbeddingMismatchError, UsageError
 from memweave.memory_stores.branch import Branch
 from memweave.memory_stores.core import Core
 from memweave.memory_stores.engine import AsyncSearch, IndexQuery, conditions
@@ -180,7 +180,7 @@ class MemoryBank(MemoryStore):
         """
         partition = self._partition(scope)
         receipt = import_lines(
-            self._core.ledger, partition, scope, lines, embed=self._embed, collection=self._collection
+            self._write(scope), partition, scope, lines, embed=self._embed, collection=self._collection
         )
         self._written()
         return receipt
@@ -251,6 +251,11 @@ class MemoryBank(MemoryStore):
     @contextmanager
     def _write(self, scope: Scope) -> Iterator[LedgerTransaction]:
         with self._core.ledger.write() as tx:
+            if tx.meta("embedding") != self.embedder.model_id:
+                raise EmbeddingMismatchError(
+                    f"{self._core.ledger.database.where} was converted from {self.embedder.model_id!r} to another embedding meanwhile. "
+                    "Close the bank and open it again; nothing was changed."
+                )
             tx.ensure_owner(self._partition(scope), scope, self._collection)
             yield tx
 

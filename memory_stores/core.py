@@ -99,8 +99,12 @@ class Core:
         return seq, *found
 
     def close(self) -> None:
-        """Flush and release everything."""
+        """Flush and release everything. What the index cannot write any more is not lost: it catches up when it is opened."""
         self.executor.shutdown(wait=True)
-        if self._projector is not None:
-            self._projector.close()
-        self.ledger.close()
+        try:
+            if self._projector is not None:
+                self._projector.close()
+        except OperationError as error:
+            _log.warning("the index could not be closed properly: %s", error)
+        finally:
+            self.ledger.close()

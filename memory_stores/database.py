@@ -29,8 +29,8 @@ _BUSY_SECONDS: Final = 30
 class Database:
     """A pooled connection to the ledger's database. Raises typed errors that name it."""
 
-    def __init__(self, url: str) -> None:
-        self.url = _parsed(url)
+    def __init__(self, url: str | URL) -> None:
+        self.url = parsed_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.where = f"ledger {self.url.database}" if self.is_sqlite else f"ledger {self.url.render_as_string()}"
         with self.errors("open"):
@@ -76,7 +76,7 @@ class Database:
         """Let one projector at a time, over all processes that share this database, write to a shared index."""
         with self._projector:
             if self.is_sqlite:
-                with _file_lock(Path(f"{self.url.database}.projector.lock")):
+                with file_lock(Path(f"{self.url.database}.projector.lock")):
                     yield
                 return
             with self.errors("read"), self.engine.connect() as connection:
@@ -156,7 +156,8 @@ class Database:
         self.engine.dispose()
 
 
-def _parsed(url: str) -> URL:
+def parsed_url(url: str | URL) -> URL:
+    """Return a database URL as we use it. Raises: SettingsError when it is none, or of another database."""
     try:
         parsed = make_url(url)
     except ArgumentError as error:
@@ -195,7 +196,7 @@ def _postgres(url: URL) -> Engine:
 
 
 @contextmanager
-def _file_lock(path: Path) -> Iterator[None]:
+def file_lock(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on a file; released by the kernel when the process ends."""
     import fcntl
 

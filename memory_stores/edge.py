@@ -6,10 +6,11 @@ marker is a point of its own, written after the points it speaks for.
 
 from __future__ import annotations
 
+import errno
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
@@ -31,13 +32,17 @@ if TYPE_CHECKING:
 
 _MARKER_ID: Final = uuid.UUID(int=0)
 _BATCH: Final = 512
+_ROOM: Final = 64 * 1024 * 1024
+"""Free space that a write needs, in bytes. The engine writes through memory maps, and on a full disk the kernel does not report an
+error for that: it kills the process (SIGBUS). A batch of vectors of 3,072 numbers takes 27 MB with its log."""
 
 
 class EdgeEngine:
     """A `VectorEngine` over one Qdrant Edge shard in `path`; `dimension` is the length of dense vectors.
 
     wal: write-ahead log; a temporary index does without (it is rebuilt anyway).
-    Raises: DataFolderError when the folder cannot be opened, for example because another process holds it.
+    Raises: DataFolderError when the folder cannot be opened, for example because another process holds it; StorageFullError, also
+    from every write, when less than `_ROOM` is free on its disk.
     """
 
     def __init__(self, path: Path, dimension: int, *, wal: bool = True) -> None:
@@ -57,6 +62,8 @@ class EdgeEngine:
             wal_enabled=self._wal,
         )
         with self._errors("opening"):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._check_room()
             if (self._path / "edge_config.json").exists():
                 return qe.EdgeShard.load(str(self._path))
             self._path.mkdir(parents=True, exist_ok=True)
@@ -136,19 +143,33 @@ class EdgeEngine:
         """Remove everything, files included: nothing that was deleted stays readable on disk."""
         if self._blank:
             return
-        self._shard.close()
-        shutil.rmtree(self._path, ignore_errors=True)
+        with suppress(DataFolderError, StorageFullError), self._errors("closing"):
+            self._shard.close()  # whatever it failed to flush is thrown away here
+        with self._errors("clearing"):
+            if self._path.exists():
+                shutil.rmtree(self._path)
         self._shard = self._open()
 
     def close(self) -> None:
         """Flush and release the folder."""
-        self._shard.flush()
-        self._shard.close()
+        with self._errors("closing"):
+            try:
+                self._shard.flush()
+            finally:
+                self._shard.close()
 
     def _update(self, operation: qe.UpdateOperation) -> None:
         self._blank = False
         with self._errors("writing to"):
+            self._check_room()
             self._shard.update(operation)
+
+    def _check_room(self) -> None:
+        free = shutil.disk_usage(self._path.parent).free
+        if free < _ROOM:
+            raise OSError(
+                errno.ENOSPC, f"No space left on device: {free >> 20} MB are free, {_ROOM >> 20} MB are needed"
+            )
 
     @contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
@@ -220,7 +241,7 @@ def _translated(error: BaseException, what: str) -> Exception:
     text = str(error)
     if "No space left" in text or "os error 28" in text:
         return StorageFullError(
-            f"the disk is full: {what} failed. Free space and repeat; the index catches up by itself."
+            f"the disk is full, or nearly so: {what} failed ({text}). Free space and repeat; the index catches up by itself."
         )
     if "WouldBlock" in text or "lock" in text.lower():
         return DataFolderError(f"{what} failed: another process holds it. Close that, or use another data folder.")

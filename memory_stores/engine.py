@@ -11,11 +11,11 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, NamedTuple, Protocol, runtime_checkable
+from typing import Final, NamedTuple, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from memweave.records import IndexFilter, Record
 
@@ -53,6 +53,12 @@ class SearchConfig(Record):
     """Weights of reciprocal rank fusion; 0 switches a ranking off."""
     prefetch: int = Field(default=100, ge=1)
     """How deep each ranking goes before fusion; never less than twice the limit."""
+
+    @model_validator(mode="after")
+    def _ranks(self) -> Self:
+        if self.dense_weight == self.bm25_weight == 0:
+            raise ValueError("dense_weight and bm25_weight cannot both be 0: nothing would rank the memories")
+        return self
 
     def write_key(self) -> str:
         """Return what identifies the written side of this configuration."""

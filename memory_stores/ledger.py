@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import URL, Connection
 
 from memweave.errors import ConflictError, FormatError, UnknownMemoryError
 from memweave.memory_stores import schema
@@ -112,19 +112,26 @@ class History(NamedTuple):
 class Ledger:
     """One ledger database. Raises: FormatError when a newer version of memweave wrote it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | URL) -> None:
         self.database = Database(url)
-        with self.database.write() as connection:
-            schema.metadata.create_all(connection)
-            self._check_format(connection)
-        self.id = self.meta("ledger") or ""
+        try:
+            with self.database.write() as connection:
+                self._prepare(connection)
+            self.id = self.meta("ledger") or ""
+        except BaseException:
+            self.database.close()
+            raise
 
-    def _check_format(self, connection: Connection) -> None:
-        found = connection.execute(sa.select(_meta.c.value).where(_meta.c.key == "format")).scalar()
+    def _prepare(self, connection: Connection) -> None:
+        """Create the tables of a new ledger; refuse, and leave alone, one of another format."""
+        found = None
+        if sa.inspect(connection).has_table(_meta.name):
+            found = connection.execute(sa.select(_meta.c.value).where(_meta.c.key == "format")).scalar()
         if found is None:
+            schema.metadata.create_all(connection)
             rows = [{"key": "format", "value": str(RECORD_FORMAT)}, {"key": "ledger", "value": new_id().hex}]
             connection.execute(sa.insert(_meta), rows)
-        elif int(found) != RECORD_FORMAT:
+        elif found != str(RECORD_FORMAT):
             raise FormatError(
                 f"{self.database.where} has format {found}, this memweave reads format {RECORD_FORMAT}. "
                 "Use the memweave version that wrote it, or export there and import here."
@@ -300,6 +307,11 @@ class LedgerTransaction:
         previous = moment(last)
         # Ledger time never stands still or goes back, so that a time names one state.
         self.now = max(now, previous + timedelta(microseconds=1)) if previous else now
+
+    def meta(self, key: str) -> str | None:
+        """Return a fact about this ledger, or `None` when it was never set."""
+        value: str | None = self.connection.execute(sa.select(_meta.c.value).where(_meta.c.key == key)).scalar()
+        return value
 
     def set_meta(self, key: str, value: str) -> None:
         """Record a fact about this ledger."""

@@ -3,6 +3,7 @@
     <home>/ledger.sqlite      the truth (unless `ledger_url` names PostgreSQL)
     <home>/index/             Qdrant Edge (unless `qdrant_url` names a server)
     <home>/index.lock         held by the process that owns the index
+    <home>/followers/         temporary indexes of the other processes, each locked by its process
 
 A process that comes second builds a temporary index from the ledger (vectors are stored there, nothing is embedded again) and follows
 the ledger before each read. So a LangGraph server, the command line and a notebook work on one folder at once.
@@ -10,6 +11,7 @@ the ledger before each read. So a LangGraph server, the command line and a noteb
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -21,12 +23,14 @@ from typing import IO, Final
 
 import numpy as np
 import sqlalchemy as sa
+from sqlalchemy.engine import URL
 
 from memweave.embeddings import Embedder, embedder, minilm_installed, unit_rows
-from memweave.errors import DataFolderError, EmbeddingMismatchError
+from memweave.errors import ConflictError, DataFolderError, EmbeddingMismatchError, StorageFullError
 from memweave.memory_stores import schema
 from memweave.memory_stores.bank import MemoryBank
 from memweave.memory_stores.core import Core
+from memweave.memory_stores.database import file_lock, parsed_url
 from memweave.memory_stores.edge import EdgeEngine
 from memweave.memory_stores.engine import SearchConfig, VectorEngine
 from memweave.memory_stores.ledger import Ledger
@@ -69,7 +73,7 @@ def open_bank(
     with _registry_lock:
         entry = _registry.get(key)
         if entry is None:
-            ledger = Ledger(ledger_url or f"sqlite:///{folder / 'ledger.sqlite'}")
+            ledger = _ledger(folder, ledger_url)
             try:
                 model = _embedder(ledger, embedding, api_key=embedding_api_key, timeout=timeout)
             except BaseException:
@@ -114,17 +118,31 @@ def _folder(home: Path | str) -> Path:
     return folder.resolve()
 
 
+def _ledger_url(folder: Path, url: str | None) -> URL:
+    return parsed_url(url or URL.create("sqlite", database=str(folder / "ledger.sqlite")))
+
+
+def _ledger(folder: Path, url: str | None) -> Ledger:
+    return Ledger(_ledger_url(folder, url))
+
+
 def _embedder(ledger: Ledger, wanted: str | Embedder | None, *, api_key: str | None, timeout: float) -> Embedder:
     """Return the embedder of a ledger; a new ledger records it."""
     recorded = ledger.meta("embedding")
     if wanted is None:
         wanted = recorded or ("minilm" if minilm_installed() else "hashing")
-    model = embedder(wanted, api_key=api_key, timeout=timeout) if isinstance(wanted, str) else wanted
+    if isinstance(wanted, str):
+        # An endpoint is asked for its dimension only where nobody knows it: reading needs no endpoint.
+        known = int(ledger.meta("dimension") or 0) if wanted == recorded else None
+        wanted = embedder(wanted, api_key=api_key, timeout=timeout, dimension=known)
+    model = wanted
     if recorded is None:
+        length = str(model.dimension)
         with ledger.write() as tx:
-            tx.set_meta("embedding", model.model_id)
-            tx.set_meta("dimension", str(model.dimension))
-        return model
+            if tx.meta("embedding") is None:  # no other process was faster
+                tx.set_meta("embedding", model.model_id)
+                tx.set_meta("dimension", length)
+        recorded = ledger.meta("embedding")
     dimension = int(ledger.meta("dimension") or 0)
     if (recorded, dimension) != (model.model_id, model.dimension):
         raise EmbeddingMismatchError(
@@ -148,12 +166,16 @@ def reembed(
 ) -> int:
     """Give a data folder another embedding model: embed every version again, in one transaction. Returns how many.
 
-    No other process should have it open: those that do keep the old model until they open it anew. The index is rebuilt at the next
-    opening. Interrupted, it changes nothing.
+    The index is rebuilt at the next opening. A process that has the folder open can still read, but not write until it opens it anew.
+    Interrupted, it changes nothing.  Raises: ConflictError when this process has the folder open.
     """
     folder = _folder(home)
     model = embedder(embedding, api_key=api_key) if isinstance(embedding, str) else embedding
-    ledger = Ledger(ledger_url or f"sqlite:///{folder / 'ledger.sqlite'}")
+    if any(entry.core.ledger.database.url == _ledger_url(folder, ledger_url) for entry in _registry.values()):
+        raise ConflictError(
+            f"{folder} is open in this process. Close its memory banks before you change the embedding."
+        )
+    ledger = _ledger(folder, ledger_url)
     v = schema.versions.c
     key = (v.partition, v.memory_id, v.version)
     try:
@@ -180,39 +202,96 @@ def _vectors(model: Embedder, texts: Sequence[str]) -> np.ndarray[tuple[int, ...
 class _OwnedEdge(EdgeEngine):
     """An Edge index with its claim on the folder, or a temporary one when another process holds the claim."""
 
+    _followers: Path | None = None
     _lock_file: IO[str] | None = None
     _temporary: Path | None = None
 
     @classmethod
     def open(cls, folder: Path, dimension: int) -> _OwnedEdge:
         """Open the folder's index if no other process has it, otherwise an empty temporary one."""
-        lock_file = _claim(folder / "index.lock")
-        if lock_file is None:
-            temporary = Path(tempfile.mkdtemp(prefix="memweave-index-"))
-            engine = cls(temporary / "index", dimension, wal=False)
-            engine._temporary = temporary
-            return engine
+        followers = folder / "followers"
         try:
-            engine = cls(folder / "index", dimension)
+            lock_file = _claim(folder / "index.lock")
+            _tidy(followers)
+            if lock_file is None:
+                return cls._beside(*_temporary(followers), dimension)
+        except OSError as error:
+            kind = StorageFullError if error.errno == errno.ENOSPC else DataFolderError
+            raise kind(
+                f"cannot open an index for {folder} ({error}). Free space, or make the folder writable."
+            ) from error
+        try:
+            engine = cls._in(folder, dimension)
+        except BaseException:
+            lock_file.close()
+            raise
+        engine._lock_file, engine._followers = lock_file, followers
+        return engine
+
+    @classmethod
+    def _in(cls, folder: Path, dimension: int) -> _OwnedEdge:
+        try:
+            return cls(folder / "index", dimension)
         except DataFolderError:
-            # Damaged, or of another dimension: the ledger has everything, so it is written anew.
+            # Damaged, or no folder at all: the ledger has everything, so it is written anew.
+            if (folder / "index").is_file():
+                (folder / "index").unlink()
             shutil.rmtree(folder / "index", ignore_errors=True)
-            engine = cls(folder / "index", dimension)
-        engine._lock_file = lock_file
+            return cls(folder / "index", dimension)
+
+    @classmethod
+    def _beside(cls, temporary: Path, lock_file: IO[str], dimension: int) -> _OwnedEdge:
+        try:
+            engine = cls(temporary / "index", dimension, wal=False)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            lock_file.close()
+            raise
+        engine._temporary, engine._lock_file, engine._followers = temporary, lock_file, temporary.parent
         return engine
 
     @property
     def owns_folder(self) -> bool:
         """Return whether this is the folder's own index."""
-        return self._lock_file is not None
+        return self._temporary is None
+
+    def clear(self) -> None:
+        """Remove everything, what killed processes left included: a purge must leave nothing behind."""
+        super().clear()
+        if self._followers is not None:
+            _tidy(self._followers)
 
     def close(self) -> None:
         """Flush, and give up the claim."""
-        super().close()
-        if self._lock_file is not None:
-            self._lock_file.close()
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        try:
+            super().close()
+        finally:
+            if self._temporary is not None:
+                shutil.rmtree(self._temporary, ignore_errors=True)
+            if self._lock_file is not None:
+                self._lock_file.close()
+
+
+def _temporary(followers: Path) -> tuple[Path, IO[str]]:
+    """Return a new folder for a temporary index, and the lock by which others see that its process lives."""
+    followers.mkdir(exist_ok=True)
+    with file_lock(followers / "lock"):  # or another process might tidy it up before it is claimed
+        temporary = Path(tempfile.mkdtemp(dir=followers))
+        lock_file = _claim(temporary / "lock")
+    assert lock_file is not None  # nobody else knows of it yet
+    return temporary, lock_file
+
+
+def _tidy(followers: Path) -> None:
+    """Remove the temporary indexes of processes that were killed."""
+    if not followers.exists():
+        return
+    with file_lock(followers / "lock"):
+        for temporary in [path for path in followers.iterdir() if path.is_dir()]:
+            lock_file = _claim(temporary / "lock")
+            if lock_file is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+                lock_file.close()
 
 
 def _claim(path: Path) -> IO[str] | None:

@@ -307,7 +307,10 @@ class MemoryStore(ABC):
         if speaker is None:
             return list(hits[:limit])
         factor = self.config.speaker_boost
-        preferred = [h._replace(score=h.score * factor) if h.speaker == speaker else h for h in hits]
+        # A cosine can be negative, where multiplying would push it down.
+        preferred = [
+            h._replace(score=max(h.score * factor, h.score / factor)) if h.speaker == speaker else h for h in hits
+        ]
         return sorted(preferred, key=lambda hit: -hit.score)[:limit]
 
     def _search_exact(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Annotated
 from uuid import UUID
@@ -118,7 +119,7 @@ class _Parsed:
 
 
 def import_lines(
-    ledger: Ledger,
+    write: AbstractContextManager[LedgerTransaction],
     partition: str,
     scope: Scope,
     lines: Iterable[str],
@@ -130,10 +131,9 @@ def import_lines(
     content = _parse(lines, collection)
     texts = [embedded_text(line.version.text, line.version.speaker) for line in content.versions]
     vectors = embed(texts)
-    with ledger.write() as tx:
+    with write as tx:
         if _already_there(tx, partition, scope, content):
             return ImportReceipt(memories=0, operations=0, turns=0)
-        tx.ensure_owner(partition, scope, collection)
         for turn in content.turns:
             state = {"status": turn.status.value, "attempts": turn.attempts, "error": turn.error}
             tx.connection.execute(sa.insert(schema.turns), turn_row(partition, turn.turn) | state)

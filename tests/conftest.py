@@ -6,7 +6,8 @@ Sockets: `addopts` in pyproject.toml lets tests connect to this machine only, so
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,19 @@ def bank(tmp_path: Path) -> Iterator[MemoryBank]:
 
     with open_bank(tmp_path / "bank", embedding="hashing") as opened:
         yield opened
+
+
+@pytest.fixture
+def closed_port() -> Callable[[], int]:
+    """Return a function that gives a port of this machine where nobody listens."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        return port
+
+    return find
 
 
 @pytest.fixture

@@ -189,10 +189,21 @@ class LangChainEmbedder:
         try:
             rows = self._embeddings.embed_documents(texts)
         except Exception as error:
-            # Clients of endpoints raise their own types; only failures to reach it become ours.
-            if _is_connection_error(error):
+            # Clients of endpoints raise their own types; failures of the endpoint become ours.
+            if _is_a(
+                error, "ConnectError", "TimeoutException", "APIConnectionError", "ConnectionError", "TimeoutError"
+            ):
                 raise UnavailableError(
                     f"embedding endpoint for {self.model_id!r} cannot be reached ({error}). Start it or correct its URL."
+                ) from error
+            if _is_a(error, "APIError", "HTTPStatusError"):
+                raise UnavailableError(
+                    f"embedding endpoint for {self.model_id!r} refused ({error}). Check the model's name, its URL and the key."
+                ) from error
+            if isinstance(error, (ValueError, TypeError, AttributeError, KeyError)):
+                raise InputError(
+                    f"embedding endpoint for {self.model_id!r} answered with something other than embeddings ({error!r}). "
+                    "Check its URL: an OpenAI-compatible one usually ends in /v1."
                 ) from error
             raise
         try:
@@ -201,15 +212,15 @@ class LangChainEmbedder:
             raise InputError(f"embedding model {self.model_id!r} returned rows of different lengths") from error
 
 
-def _is_connection_error(error: BaseException) -> bool:
-    names = {cls.__name__ for cls in type(error).__mro__}
-    return bool(names & {"ConnectError", "TimeoutException", "APIConnectionError", "ConnectionError", "TimeoutError"})
+def _is_a(error: BaseException, *names: str) -> bool:
+    return not {cls.__name__ for cls in type(error).__mro__}.isdisjoint(names)
 
 
-def embedder(spec: str, *, api_key: str | None = None, timeout: float = 30.0) -> Embedder:
+def embedder(spec: str, *, api_key: str | None = None, timeout: float = 30.0, dimension: int | None = None) -> Embedder:
     """Make the embedder that `spec` names (see the module).
 
-    timeout: seconds per request to an endpoint.  Raises: SettingsError for a spec that is not understood.
+    timeout: seconds per request to an endpoint.  dimension: of an endpoint, when known; otherwise it is asked.
+    Raises: SettingsError for a spec that is not understood.
     """
     kind, _, rest = spec.partition(":")
     if kind == "hashing":
@@ -219,13 +230,13 @@ def embedder(spec: str, *, api_key: str | None = None, timeout: float = 30.0) ->
     if spec == "minilm":
         return MiniLMEmbedder()
     if kind == "openai" and rest:
-        return _openai(rest, api_key=api_key, timeout=timeout)
+        return _openai(rest, api_key=api_key, timeout=timeout, dimension=dimension)
     raise SettingsError(
         f"embedding {spec!r} is not known; choose 'minilm', 'hashing', 'hashing:DIM' or 'openai:MODEL@URL'"
     )
 
 
-def _openai(rest: str, *, api_key: str | None, timeout: float) -> LangChainEmbedder:
+def _openai(rest: str, *, api_key: str | None, timeout: float, dimension: int | None) -> LangChainEmbedder:
     from langchain_openai import OpenAIEmbeddings
     from pydantic import SecretStr
 
@@ -240,4 +251,4 @@ def _openai(rest: str, *, api_key: str | None, timeout: float) -> LangChainEmbed
         # Texts, not token ids: other servers do not share OpenAI's tokenizer (and tiktoken would download it).
         check_embedding_ctx_length=False,
     )
-    return LangChainEmbedder(embeddings, model_id=f"openai:{rest}")
+    return LangChainEmbedder(embeddings, model_id=f"openai:{rest}", dimension=dimension)
