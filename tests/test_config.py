@@ -58,7 +58,12 @@ def test_a_value_equal_to_the_default_still_wins_when_explicit(monkeypatch: pyte
 
 @pytest.mark.parametrize(
     ("place", "spelt"),
-    [("argument", "tennant"), ("environment", "MEMWEAVE_TENNANT"), (".env", "MEMWEAVE_TENNANT"), ("memweave.toml", "tennant")],
+    [
+        ("argument", "tennant"),
+        ("environment", "MEMWEAVE_TENNANT"),
+        (".env", "MEMWEAVE_TENNANT"),
+        ("memweave.toml", "tennant"),
+    ],
 )
 def test_unknown_key_names_key_place_and_near_match(
     place: str, spelt: str, working_folder: Path, monkeypatch: pytest.MonkeyPatch

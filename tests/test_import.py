@@ -8,7 +8,16 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "sentence_transformers", "openai", "langgraph", "langchain", "qdrant_client", "qdrant_edge")
+HEAVY = (
+    "torch",
+    "transformers",
+    "sentence_transformers",
+    "openai",
+    "langgraph",
+    "langchain",
+    "qdrant_client",
+    "qdrant_edge",
+)
 
 PROBE = """
 import os, sys, time

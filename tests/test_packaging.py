@@ -21,7 +21,9 @@ LINKED = ("agents", "graphs", "memory_stores", "trainers")
 @pytest.mark.parametrize("name", LINKED)
 def test_link_is_relative_and_leads_to_the_root_folder(root: Path, name: str) -> None:
     link = root / "src/memweave" / name
-    assert link.is_symlink(), f"{link} is not a symlink: the checkout lost it (on Windows: git config core.symlinks true)"
+    assert link.is_symlink(), (
+        f"{link} is not a symlink: the checkout lost it (on Windows: git config core.symlinks true)"
+    )
     assert os.readlink(link) == f"../../{name}"
     assert link.resolve() == root / name
     assert (root / name / "__init__.py").is_file()
@@ -37,7 +39,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     for name in ("src", *LINKED):
         skipped = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(root / name, tree / name, symlinks=True, ignore=skipped)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(out), str(tree)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(out),
+        str(tree),
+    ]
     subprocess.run(command, check=True, capture_output=True, text=True)
     (built,) = out.glob("*.whl")
     return zipfile.ZipFile(built)
@@ -89,7 +102,10 @@ def test_the_version_is_the_same_everywhere(root: Path) -> None:
 
 def test_every_direct_dependency_is_pinned_in_the_constraints(root: Path) -> None:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    wanted = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
     names = {re.split(r"[\[<>=~! ]", line, maxsplit=1)[0].lower().replace("_", "-") for line in wanted} - {"memweave"}
     pins = re.findall(r"^([A-Za-z0-9._-]+)==", (root / "constraints.txt").read_text(), re.M)
     assert names <= {pin.lower().replace("_", "-") for pin in pins}

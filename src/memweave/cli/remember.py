@@ -56,7 +56,9 @@ def remember(
     options = {"user": user, "tenant": tenant, "home": home, "model": model, "embedding": embedding}
     with session(create=file is not None, roles=("extractor", "manager"), **options) as here:
         if here.settings.embedding is None and not minilm_installed():
-            render.note(f"MiniLM is not installed; embedding with {here.bank.embedder.model_id}. See docs/embedding.md.")
+            render.note(
+                f"MiniLM is not installed; embedding with {here.bank.embedder.model_id}. See docs/embedding.md."
+            )
         stored = here.bank.accept(turns, scope=here.scope)
         known = sum(turn.status is TurnStatus.DONE for turn in stored)
         shown = not (quiet or as_json)
