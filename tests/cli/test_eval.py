@@ -111,7 +111,7 @@ def test_qa_prints_scores_and_cost(cli: Cli, tmp_path: Path, scripted: list[Scri
     assert result.code == 0
     assert "locomo: 4 questions. rag, answers by scripted:whippet." in result.out
     assert "4 single-hop" in result.out
-    assert "25.0 [0.0, 75.0]" in result.out
+    assert "0.0 - 75.0" in result.out
     assert "Memory: 7 turns -> 7 memories, 0 tokens" in result.out
     assert "were not kept" in result.err
 

