@@ -20,7 +20,7 @@ from memweave.agents.roles import AnswerRequest, dated, one_line
 from memweave.agents.rules import spans
 from memweave.agents.rules.asking import Kind, Question, read_question
 from memweave.agents.rules.attributes import Slot, slots
-from memweave.agents.rules.dates import dates_in
+from memweave.agents.rules.dates import dates_in, day
 from memweave.agents.rules.lexicon import PETS
 from memweave.agents.rules.retraction import retractions
 from memweave.agents.rules.text import content, negated, neighbours, sentences, stem, words
@@ -30,14 +30,15 @@ from memweave.records import Memory
 NOT_IN_MEMORY: Final = "not in memory"
 """The answer when no memory matches."""
 
-QUOTED: Final = 3
-"""Most memories quoted."""
+MOST_QUOTED: Final = 5
+"""Memories quoted at most; a list may rest on more."""
 
 LONGEST_QUOTE: Final = 1_000
 """In characters: a longer memory is cut in the quotation."""
 
 _MARKER = "**Answer:**"
-_EARLIER = re.compile(r" ?\(before: [^()]{0,200}\)")
+_BEFORE = re.compile(r" ?\(before: [^()]{0,200}\)")
+_OPENING = re.compile(r"(?:(?:[A-Z][a-z]{1,12}ly|So|And|But|Now),? )?")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class RuleAnswerer:
     def reply(self, request: AnswerRequest, config: RunnableConfig | None = None) -> str:
         """Return the quoted memories and `**Answer:** ...`."""
         answer, used = answer_from(request.question, request.memories)
-        lines = [f"[{i}] {one_line(dated(request.memories[i]))[:LONGEST_QUOTE]}" for i in used]
+        lines = [f"[{i}] {one_line(dated(request.memories[i]))[:LONGEST_QUOTE]}" for i in used[:MOST_QUOTED]]
         return "\n".join([*lines, f"{_MARKER} {one_line(answer) or NOT_IN_MEMORY}"])
 
     async def areply(self, request: AnswerRequest, config: RunnableConfig | None = None) -> str:
@@ -78,7 +79,8 @@ def answer_from(text: str, memories: tuple[Memory, ...]) -> tuple[str, list[int]
             return found
     if not matches or matches[0].score == 0:
         return NOT_IN_MEMORY, []
-    return _cut(question, matches), [m.number for m in matches[:QUOTED] if m.score >= matches[0].score * 0.8]
+    answer, used = _cut(question, matches)
+    return answer, [m.number for m in used]
 
 
 # finding
@@ -109,12 +111,16 @@ def _ranked(question: Question, memories: tuple[Memory, ...]) -> list[_Match]:
         if score:  # whole terms, and a date where one is asked for, decide between memories with the same words
             score += 0.2 * len(pairs & neighbours(memory.text[:20_000])) / (len(pairs) or 1)
             score += 0.1 * (question.kind is Kind.WHEN and bool(dates_in(sentence)))
-        matches.append(_Match(number, memory, score, sentence, memory.observed_at.date() if memory.observed_at else None))
-    return sorted(matches, key=lambda m: (-round(m.score, 6), -(m.told.toordinal() if m.told else 0), len(m.memory.text)))
+        matches.append(
+            _Match(number, memory, score, sentence, memory.observed_at.date() if memory.observed_at else None)
+        )
+    return sorted(
+        matches, key=lambda m: (-round(m.score, 6), -(m.told.toordinal() if m.told else 0), len(m.memory.text))
+    )
 
 
 def _best_sentence(memory: Memory, weight: dict[str, float]) -> str:
-    text = _EARLIER.sub("", memory.text[:20_000])
+    text = spans.EARLIER.sub(" ", _BEFORE.sub("", memory.text[:20_000]))
     said, asked = said_prefix(text)
     parts = list(sentences(said)) or [said]
     if asked:
@@ -131,7 +137,7 @@ def _from_attribute(question: Question, memories: tuple[Memory, ...]) -> tuple[s
     for number, memory in enumerate(memories):
         if not _own(question, memory) or not memory.speaker:
             continue
-        for slot in slots(_EARLIER.sub("", memory.text), memory.speaker):
+        for slot in slots(_BEFORE.sub("", memory.text), memory.speaker):
             fits = slot.attribute == question.attribute and slot.subject == question.subject
             if fits and (slot.attribute != "date" or _same_event(question, slot)):
                 found.append((memory.observed_at.timestamp() if memory.observed_at else 0.0, number, slot))
@@ -167,44 +173,80 @@ def _all_values(question: Question, found: list[tuple[float, int, Slot]]) -> tup
 _PET_STEMS: Final = frozenset(stem(w) for w in PETS)
 
 
-def _cut(question: Question, matches: list[_Match]) -> str:
-    """Cut the answer out of the best matches, by the kind of question."""
+def _cut(question: Question, matches: list[_Match]) -> tuple[str, list[_Match]]:
+    """Cut the answer out of the best matches, by the kind of question; also return those that it came from."""
     best = matches[0]
     if question.kind is Kind.CHOICE:
         return _choice(question, matches)
     ended = best.memory.speaker is not None and bool(retractions(best.memory.text, best.memory.speaker))
     if question.kind is Kind.YES_NO:
-        return "No" if ended or negated(best.sentence) else "Yes"
+        return "No" if ended or negated(best.sentence) else "Yes", [best]
+    telling = _without_subject(best.sentence, best.memory.speaker)
     if ended and question.now:
-        return spans.shortened(best.sentence)
+        return spans.shortened(telling), [best]
     cut: str | None = None
     if question.kind is Kind.WHEN:
-        cut = spans.date_in(best.sentence, best.told)
-    elif question.kind is Kind.HOW_LONG:
-        cut = next((d for m in matches[:QUOTED] if (d := spans.duration_in(m.sentence))), None)
-    elif question.kind is Kind.HOW_MANY:
-        cut = next((n for m in matches[:QUOTED] if (n := spans.number_in(m.sentence))), None)
+        cut = spans.date_in(best.sentence) or spans.date_in(_BEFORE.sub("", best.memory.text)) or _told(best)
     elif question.kind is Kind.WHERE:
         cut = spans.place_in(best.sentence, question.stems)
     elif question.kind is Kind.WHO:
         cut = spans.person_in(best.sentence, question.stems | question.names) or best.memory.speaker
-    elif question.attribute == "name":
-        noun = next((stem(w) for w in words(question.text) if stem(w) in _PET_STEMS), None)
-        likely = [m for m in matches if m.score >= best.score * 0.5 or (noun and _own(question, m.memory))]
-        likely.sort(key=lambda m: m.told.toordinal() if m.told else 0)
-        cut = " and ".join(dict.fromkeys(n for m in likely for n in spans.names_given(m.memory.text, noun))) or None
-    elif question.names:
-        cut = next((d for m in matches if (d := spans.what_is(m.sentence, question.names))), None)
-    return cut or spans.rest_of(best.sentence, question.stems, question.verb) or spans.shortened(best.memory.text)
+    elif found := _from_several(question, matches):
+        return found
+    return cut or spans.rest_of(telling, question.stems, question.verb) or spans.shortened(best.memory.text), [best]
 
 
-def _choice(question: Question, matches: list[_Match]) -> str:
+def _from_several(question: Question, matches: list[_Match]) -> tuple[str, list[_Match]] | None:
+    """Look for a length of time, a number, names or a definition, in the best memory that has one."""
+    if question.attribute == "name":
+        return _names(question, matches)
+    for match in matches if question.names else matches[:3]:
+        cut: str | None = None
+        if question.kind is Kind.HOW_LONG:
+            cut = spans.duration_in(match.sentence)
+        elif question.kind is Kind.HOW_MANY:
+            cut = spans.number_in(match.sentence)
+        elif question.names:
+            cut = spans.what_is(match.memory.text, question.names)
+        if cut:
+            return cut, [match]
+    return None
+
+
+def _names(question: Question, matches: list[_Match]) -> tuple[str, list[_Match]] | None:
+    """Return the names that the memories give; of pets, those in memories that speak of a pet."""
+    noun = next((stem(w) for w in words(question.text) if stem(w) in _PET_STEMS), None)
+    if noun is None:
+        likely = [m for m in matches if m.score >= matches[0].score * 0.5]
+    else:
+        likely = [m for m in matches if _own(question, m.memory) and content(m.memory.text) & _PET_STEMS]
+    likely.sort(key=lambda m: m.told.toordinal() if m.told else 0)
+    given = [(m, names) for m in likely if (names := spans.names_given(m.memory.text, noun))]
+    if not given:
+        return None
+    found = dict.fromkeys(name for _, names in given for name in names)
+    return " and ".join(found), [m for m, _ in given]
+
+
+def _without_subject(sentence: str, speaker: str | None) -> str:
+    """Return the sentence from its verb on, when its subject is the speaker."""
+    start = match.end() if (match := _OPENING.match(sentence)) else 0
+    for subject in (f"{speaker} ", "I "):
+        if sentence.startswith(subject, start):
+            return sentence[start + len(subject) :]
+    return sentence
+
+
+def _told(match: _Match) -> str | None:
+    return day(match.told) if match.told else None
+
+
+def _choice(question: Question, matches: list[_Match]) -> tuple[str, list[_Match]]:
     """Return the option that the best match speaks for: its speaker, or the word that it contains."""
-    by_speaker = {option: [m for m in matches if m.memory.speaker and m.memory.speaker in option] for option in question.options}
-    if any(by_speaker.values()):
-        return max(question.options, key=lambda option: max((m.score for m in by_speaker[option]), default=0.0))
     for match in matches:
-        held = [option for option in question.options if content(option) & content(_EARLIER.sub("", match.sentence))]
-        if len(held) == 1:
-            return held[0]
-    return spans.shortened(matches[0].sentence)
+        speaker = match.memory.speaker
+        spoken_for = [o for o in question.options if speaker and speaker in o]
+        held = [o for o in question.options if content(o) & content(_BEFORE.sub("", match.sentence))]
+        if len(spoken_for or held) == 1 and match.score:
+            return (spoken_for or held)[0], [match]
+    return spans.shortened(matches[0].sentence), matches[:1]

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from memweave.agents.rules.attributes import EVENT, event_head
+from memweave.agents.rules.attributes import event_head
 from memweave.agents.rules.chatter import is_name
-from memweave.agents.rules.lexicon import AUXILIARIES, FAMILY, STOP
+from memweave.agents.rules.lexicon import AUXILIARIES, FAMILY, QUESTION_WORDS, STOP
+from memweave.agents.rules.patterns import EVENT
 from memweave.agents.rules.text import clean, content, stem, words
 
 
@@ -49,15 +50,16 @@ class Question:
     """Whether it asks how things are, not how they were."""
 
 
-_ASKING: Final = frozenset(
-    stem(w)
-    for w in "when where who whom whose what which why how did does do is are was were kind type name date year time many long often much recently currently ever type sort".split()  # fmt: skip
-)
+_ASKING: Final = frozenset(stem(word) for word in QUESTION_WORDS)
 _ATTRIBUTES: Final[tuple[tuple[str, re.Pattern[str]], ...]] = tuple(
     (attribute, re.compile(pattern, re.IGNORECASE))
     for attribute, pattern in (
-        ("residence", r"\bwhere\b.{1,60}\b(?:live|lives|living|reside|move to|moved to|based)\b|\b(?:which|what) (?:city|town|country)\b.{1,60}\blive"),
-        ("employer", r"\b(?:where|who|for whom|what company|which company)\b.{1,60}\b(?:work|works|working|job)\b|\bemployer\b"),
+        ("residence", r"\bwhere\b.{1,60}\b(?:live|lives|living|reside|move to|moved to|based)\b"),
+        ("residence", r"\b(?:which|what) (?:city|town|country)\b.{1,60}\blive"),
+        (
+            "employer",
+            r"\b(?:where|who|for whom|(?:what|which) company)\b.{1,60}\b(?:work|works|working|job)\b|\bemployer\b",
+        ),
         ("staying", r"\bwhere\b.{1,60}\b(?:stay|staying)\b"),
         ("occupation", r"\bwhat\b.{1,60}\b(?:for a living|for work|job|profession|occupation)\b"),
         ("age", r"\bhow old\b"),
@@ -72,7 +74,7 @@ _ATTRIBUTES: Final[tuple[tuple[str, re.Pattern[str]], ...]] = tuple(
         ("pet", r"\b(?:how many|what|which|any) (?:pets?|dogs?|cats?|animals?)\b"),
         ("name", r"\bname of\b|\bnamed\b|\bcalled\b|\bnames?\b|\bwho is\b|\bwho's\b"),
     )
-)  # fmt: skip
+)
 _NOW = re.compile(r"\b(?:do|does|is|are|am|has|have|still)\b", re.IGNORECASE)
 _FAVOURITE = re.compile(r"\b(?:favou?rite|fave) ([a-z]+)", re.IGNORECASE)
 _CHOICE = re.compile(r"(?P<a>[\w' -]{2,40}?),? or (?:an? |the )?(?P<b>[\w' -]{2,40})\?$")
@@ -83,13 +85,26 @@ def read_question(text: str, participants: Iterable[str]) -> Question:
     text = clean(text)[:2_000]
     everyone = tuple(dict.fromkeys(participants))
     found = words(text)
-    named = tuple(p for p in everyone if any(w[0].isupper() and is_name(w, frozenset(x.lower() for x in words(p))) for w in found))
+    named = tuple(
+        p for p in everyone if any(w[0].isupper() and is_name(w, frozenset(x.lower() for x in words(p))) for w in found)
+    )
     of_people = {w for w in found if any(is_name(w, frozenset(x.lower() for x in words(p))) for p in everyone)}
     names = frozenset(stem(w) for w in found[1:] if w[0].isupper() and w not in of_people and w != "I")
     stems = content(text) - frozenset(stem(w) for w in of_people) - _ASKING
     kind, options = _kind(text, found)
     attribute, subject = _attribute(text, found, names)
-    return Question(text, kind, named, names, stems, attribute, subject, options, _verb(text, of_people), _NOW.search(text) is not None)
+    return Question(
+        text,
+        kind,
+        named,
+        names,
+        stems,
+        attribute,
+        subject,
+        options,
+        _verb(text, of_people),
+        _NOW.search(text) is not None,
+    )
 
 
 def _kind(text: str, found: list[str]) -> tuple[Kind, tuple[str, ...]]:

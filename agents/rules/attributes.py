@@ -16,8 +16,22 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-from memweave.agents.rules.dates import ABSOLUTE, MONTHS, WEEKDAYS
-from memweave.agents.rules.lexicon import EVENTS, FAMILY, INSTRUMENTS, LANGUAGES, OCCUPATIONS, PETS, STOP, WORKPLACES
+from memweave.agents.rules.dates import MONTHS
+from memweave.agents.rules.lexicon import FAMILY, NOT_NAMES, PETS, STOP, WORKPLACES
+from memweave.agents.rules.patterns import (
+    EVENT,
+    EVENT_DATE,
+    FAVOURITE,
+    FAVOURITE_REVERSED,
+    ITS_DATE,
+    MOVED,
+    OWN_VOICE,
+    PAST_EVENT,
+    PATTERNS,
+    PET,
+    PHOTO,
+    UNREAL,
+)
 from memweave.agents.rules.text import content, sentences, stem, words
 from memweave.agents.rules.voice import said_prefix
 
@@ -56,7 +70,8 @@ class Slot:
             return False
         if self.attribute == "date":  # of what can be the same event: neither names nor other words contradict
             return self.subject == other.subject and all(
-                not mine or not theirs or mine & theirs for mine, theirs in zip(_parted(self.names), _parted(other.names), strict=True)
+                not mine or not theirs or mine & theirs
+                for mine, theirs in zip(_parted(self.names), _parted(other.names), strict=True)
             )
         return self.subject == other.subject
 
@@ -71,74 +86,15 @@ def _parted(names: frozenset[str]) -> tuple[frozenset[str], frozenset[str]]:
     return proper, names - proper
 
 
-_MY_PLAIN = r"my (?:(?:older|younger|big|little|twin|best|new|old|youngest|oldest|eldest|other) )?(?P<noun>[a-z][a-z-]{1,20})"
-_MY_NOUN = _MY_PLAIN + r"(?: (?P<called>[A-Z][\w-]{1,20}))?"
-_WHO = rf"\b(?:(?P<I>I)|(?P<my>{_MY_NOUN})|(?P<name>[A-Z][\w-]{{1,20}}))"
-_NOW = r"(?: (?:now|still|currently|just|also|already|both|actually|finally|recently))?"
-_HAVE = r"(?: (?:have|has|am|is|are))?"
-_PLACE = r"(?P<value>(?:the )?[A-Z][\w'-]{1,20}(?:[ -][A-Z][\w'-]{1,20}){0,3})"
-_UNTIL = r"(?=[,.;:!?()–—]| (?:and|but|as|in|since|on|because|for|now|last|this|next|at|with|from|near|where|who|which|instead|yesterday|today|these|right)\b| -|$)"
-_THING = rf"(?P<value>[\w'&+ -]{{2,60}}?){_UNTIL}"
-_COUNT_WORD = r"\d{1,3}|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty"
-_ANY = {name: "|".join(sorted(map(re.escape, values), key=len, reverse=True)) for name, values in {
-    "job": OCCUPATIONS, "pet": PETS, "family": FAMILY, "instrument": INSTRUMENTS, "language": LANGUAGES, "event": EVENTS,
-}.items()}  # fmt: skip
-
-_PATTERNS: Final[tuple[tuple[str, re.Pattern[str]], ...]] = tuple(
-    (attribute, re.compile(pattern))
-    for attribute, pattern in (
-        ("residence", rf"{_WHO}{_HAVE}{_NOW} (?:lives? in|been living in|living in|moved(?: back)? to|relocated to|settled in){_NOW} {_PLACE}"),
-        ("employer", rf"{_WHO}{_HAVE}{_NOW} (?:works?|been working|working|worked since \w+) (?:part-time |full-time )?(?:at|for) {_THING}"),
-        ("employer", rf"{_WHO}{_HAVE}{_NOW} (?:started|starting)(?: working| work| a (?:new )?job| my (?:new )?job)? (?:at|with) {_THING}"),
-        ("employer", rf"{_WHO}{_HAVE}{_NOW} (?:got|found|took|accepted|have|has|landed) (?:a|the|my) (?:new )?(?:job|position|post) (?:at|with) {_THING}"),
-        ("occupation", rf"{_WHO}(?: am| is|(?:{_HAVE}{_NOW} (?:works?|working|been working|started working) as)){_NOW} (?:an?|the) (?P<value>(?:[a-z-]{{2,20}} ){{0,2}}?(?:{_ANY['job']}))\b(?! (?:of|at heart)\b)"),
-        ("relationship", rf"{_WHO}{_HAVE}(?: am| is)?{_NOW} (?:got )?(?P<value>single|married|engaged|divorced|widowed)\b(?! (?:in|with|by|parent|mom|mother|dad|father|day|one)\b)"),
-        ("diet", rf"{_WHO}{_HAVE}(?: am| is| became| become| went| gone| turned)?{_NOW}(?: an?)? (?P<value>vegan|vegetarian|pescatarian|pescetarian)\b(?! [a-z]*(?:bakery|restaurant|food|cheese|recipe|dish|meal|cake|option)\w*)"),
-        ("age", rf"{_WHO}(?: am| is| turned| just turned| will be){_NOW} (?P<value>{_COUNT_WORD})(?: years old|(?= (?:last|yesterday|today|in (?:{'|'.join(['January', 'May'])}))\b)|(?=[.!,]))"),
-        ("phone", rf"\b(?P<I>my) (?:new )?(?:phone |mobile |cell )?number (?:is|has changed to){_NOW} (?P<value>\+?\d[\d ()/-]{{4,24}}\d)"),
-        ("e-mail", rf"\b(?P<I>my) (?:new )?e-?mail(?: address)? is{_NOW} (?P<value>[\w.+-]{{1,60}}@[\w.-]{{1,60}}\w)"),
-        ("address", rf"\b(?P<I>my) (?:new )?address is{_NOW} (?P<value>[\w .'-]{{4,60}}?)(?=[,;!?]|\.(?:\s|$)|$)"),
-        ("car", rf"{_WHO}{_NOW} drives? (?:an?|my) {_THING}"),
-        ("staying", rf"\b(?P<I>I)(?: am| will be| will)?{_NOW} (?:staying|stay) (?P<value>(?:at|with) [\w'&+ -]{{2,60}}?)(?=[,.;:!?()–—]| (?:and|but|instead|because|for|during|while|when|until|this|next)\b|$)"),
-        ("name", rf"\b(?P<my>{_MY_PLAIN})(?:'s name is| is called| is named) (?P<value>[A-Z][\w-]{{1,20}})"),
-        ("instrument", rf"{_WHO}{_HAVE}{_NOW} (?:plays?|been playing|learning|been learning|started(?: playing| learning)?|practis\w+|practic\w+) (?:to play )?(?:the |an? |my )?(?:acoustic |electric |classical |bass )?(?P<value>{_ANY['instrument']})\b(?! (?:case|music|concert|bag|teacher))"),
-        ("instrument", rf"\b(?P<I>)(?:playing|learning)(?: to play)? (?:the|my|an?) (?P<value>{_ANY['instrument']})\b(?! (?:case|music|concert|bag|teacher))"),
-        ("language", rf"{_WHO}{_HAVE}{_NOW} (?:speaks?|learning|been learning|studying|been studying|learns?) (?:fluent |some |a bit of |a little )?(?P<value>{_ANY['language']})\b"),
-        ("allergy", rf"{_WHO}(?: am| is){_NOW} (?:allergic|intolerant) to {_THING}"),
-    )
-)  # fmt: skip
-_PET = re.compile(
-    rf"\b(?:I|we)(?: have| got| adopted| bought| own|{_HAVE} (?:adopted|got|bought)){_NOW} (?P<value>(?:an?|another|one|two|three|four|my (?:first|second|third)) (?:[a-z-]{{2,15}} ){{0,2}}(?:{_ANY['pet']})s?)\b(?! (?:food|bed|toy|walker|shelter|person|sitter))"
-    rf"(?:,? (?:named|called) (?P<called>[A-Z]\w+))?"
-)
-_FAVOURITE = re.compile(
-    r"\b(?P<who>my) (?:all-time |new |absolute |current )?(?:favou?rite|fave) (?P<what>[a-z]+(?: [a-z]+)?)(?: (?:at the moment|right now|these days|now|ever|of all time))?"
-    r" (?:is|are)(?: now| still)? (?P<value>[\w'\" ,&-]{2,80}?)(?=[.;:!?()]|, (?:and|but|you|it|I|which|because)\b| (?:because|these days|right now|at the moment|now)\b|$)",
-)
-_FAVOURITE_REVERSED = re.compile(r"^(?P<value>[A-Z][\w' &-]{1,60}?) (?:is|are)(?: now| still)? my (?:all-time |new |absolute |current )?(?:favou?rite|fave) (?P<what>[a-z]+)(?=[.,;!?]|$)")
-_WEEKDAYS = "|".join(day + "s?" for day in WEEKDAYS)
-_DAYTIMES = r"(?: (?:morning|afternoon|evening|night)s?)?"
-_CLOCK = r"(?:at )?\d{1,2}(?::\d\d)? ?(?:am|pm|o'clock)\b|at \d{1,2}:\d\d|at noon"
-EVENT: Final = re.compile(rf"\b(?:(?P<travel>(?:train|flight|bus|ferry|plane|trip|flying|fly|travelling|traveling) (?:back )?to(?= [A-Z]))|(?P<event>{_ANY['event']}))\b(?!')")
-_EVENT_DATE = re.compile(rf"(?P<absolute>{ABSOLUTE.pattern})|\b(?P<weekday>(?:{_WEEKDAYS}){_DAYTIMES})\b(?! \()|(?P<clock>{_CLOCK})")
-_ITS_DATE = re.compile(r"(?:It's|It is|my is|Mine is|It'll be) (?:on|at|in) ")
-_PAST_EVENT = re.compile(r"\b(?:was|were|went|had|attended|took|finished|ran|did|saw|celebrated|joined|passed|visited|loved|enjoyed|ago|yesterday|last)\b")
-_FIRST_PERSON = ((re.compile(r"\bI'm\b"), "I am"), (re.compile(r"\bI've\b"), "I have"), (re.compile(r"\bWe've\b|\bwe've\b"), "we have"), (re.compile(r"\bWe\b"), "we"), (re.compile(r"\bI'll\b"), "I will"), (re.compile(r"\bMy\b"), "my"))
-
-
-PHOTO: Final = re.compile(r"\S{1,60}(?: \S{1,60}){0,3} shared (?:an? )?(?:photo|image|picture|screenshot)")
-"""How the extractor begins what it says about a photo: what a picture shows is not what its sender is or has."""
-
-
 def canonical(text: str, speaker: str) -> str:
     """Return `text` in the speaker's own voice, without "X said:": the form that the patterns read."""
     text = said_prefix(text[:LONGEST])[0]
     name = re.escape(speaker)
     text = re.sub(rf"\b{name}'s\b(?! (?:a|an|the|been|got|going|not)\b)", "my", text)
     text = re.sub(rf"\b{name}\b", "I", text)
-    for pattern, long in _FIRST_PERSON:
+    for pattern, long in OWN_VOICE:
         text = pattern.sub(long, text)
-    return re.sub(r"\bI (?:is|'s)\b", "I am", re.sub(r"\bI has\b", "I have", text))
+    return text
 
 
 @lru_cache(maxsize=8_192)
@@ -151,7 +107,7 @@ def _slots(text: str, speaker: str) -> tuple[Slot, ...]:
         for reader in (_plain, _pets, _favourites):
             found.extend(reader(sentence))
         following = parts[index + 1] if index + 1 < len(parts) else ""
-        found.extend(_events(f"{sentence} {following}" if _ITS_DATE.match(following) else sentence))
+        found.extend(_events(f"{sentence} {following}" if ITS_DATE.match(following) else sentence))
     return tuple(dict.fromkeys(found))
 
 
@@ -171,21 +127,22 @@ def _subject(match: re.Match[str]) -> str | None:
     return stem(name) if name and name.lower() not in STOP else None
 
 
-_UNREAL = re.compile(r"\b(?:if|would|could|might|may|want to|wants to|wish|hope to|used to|not|never|don't|doesn't|no longer|used|when I was|almost|nearly|offered)\b")
-
-
 def _plain(sentence: str) -> Iterator[Slot]:
-    for attribute, pattern in _PATTERNS:
+    for attribute, pattern in PATTERNS:
         for match in pattern.finditer(sentence):
             subject = _subject(match)
             before = sentence[max(0, match.start() - 40) : match.end()]
-            if subject is None or _UNREAL.search(before):
+            if subject is None or UNREAL.search(before):
                 continue
             value = match["value"].strip(" -")
             if attribute == "employer" and not _is_workplace(value):
                 continue
-            noun = match.groupdict().get("called") or match.groupdict().get("name") or match.groupdict().get("noun") or ""
-            yield Slot(subject, attribute, value, content(value) or frozenset([value.lower()]), sentence=sentence, noun=noun)
+            noun = (
+                match.groupdict().get("called") or match.groupdict().get("name") or match.groupdict().get("noun") or ""
+            )
+            yield Slot(
+                subject, attribute, value, content(value) or frozenset([value.lower()]), sentence=sentence, noun=noun
+            )
 
 
 def _is_workplace(value: str) -> bool:
@@ -194,23 +151,29 @@ def _is_workplace(value: str) -> bool:
 
 
 def _pets(sentence: str) -> Iterator[Slot]:
-    for match in _PET.finditer(sentence):
-        if not _UNREAL.search(sentence[max(0, match.start() - 40) : match.end()]):
+    for match in PET.finditer(sentence):
+        if not UNREAL.search(sentence[max(0, match.start() - 40) : match.end()]):
             yield Slot("I", "pet", match["value"], content(match["value"]), sentence=sentence)
 
 
 def _favourites(sentence: str) -> Iterator[Slot]:
-    for pattern in (_FAVOURITE, _FAVOURITE_REVERSED):
+    for pattern in (FAVOURITE, FAVOURITE_REVERSED):
         for match in pattern.finditer(sentence):
             value = match["value"].strip(" ,")
-            yield Slot("I", f"favourite {stem(match['what'])}", value, content(value) or frozenset([value.lower()]), sentence=sentence)
+            yield Slot(
+                "I",
+                f"favourite {stem(match['what'])}",
+                value,
+                content(value) or frozenset([value.lower()]),
+                sentence=sentence,
+            )
 
 
 def _events(sentence: str) -> Iterator[Slot]:
     """Read when an event is to be: one event noun and one date in a sentence that does not look back."""
-    dates = list(_EVENT_DATE.finditer(sentence))
+    dates = list(EVENT_DATE.finditer(sentence))
     nouns = list(EVENT.finditer(sentence))
-    if len(dates) != 1 or not nouns or _PAST_EVENT.search(sentence):
+    if len(dates) != 1 or not nouns or PAST_EVENT.search(sentence):
         return
     noun = nouns[0]
     match = dates[0]
@@ -227,24 +190,15 @@ def event_head(match: re.Match[str]) -> str:
 
 def _event_names(sentence: str, noun: re.Match[str], date: re.Match[str]) -> frozenset[str]:
     """Return the words that say which event: the two before the noun and the names near it."""
-    before = [w for w in words(sentence[: noun.start()])[-3:] if w.lower() not in STOP and w.lower() not in _NOT_NAMES]
+    before = [w for w in words(sentence[: noun.start()])[-3:] if w.lower() not in STOP and w.lower() not in NOT_NAMES]
     after = sentence[noun.end() : date.start()] if date.start() > noun.end() else ""
     named = [w for w in words(after)[:6] if w[0].isupper() and w not in MONTHS and w.lower() not in STOP]
     return frozenset(stem(w).capitalize() if w[0].isupper() else stem(w) for w in [*before, *named] if w != "I")
 
 
-_NOT_NAMES: Final = frozenset("ticket tickets train flight flying booked signed going go move moving have having entry planned planning attending book sign big next first second our my new".split())
-
-
-_MOVED = re.compile(
-    r"\b(?:moved?|postponed?|rescheduled?|pushed|brought forward|put (?:back|off)|delayed|changed?|shifted|switched|swapped|instead|now|new date|actually|no longer on)\b",
-    re.IGNORECASE,
-)
-
-
 def may_replace(slot: Slot, text: str) -> bool:
     """Return whether a statement may replace an older value: the date of an event only when the statement says that it moved."""
-    return slot.attribute != "date" or _MOVED.search(text) is not None
+    return slot.attribute != "date" or MOVED.search(text) is not None
 
 
 def shared_attribute(new: str, old: str, speaker: str) -> str | None:

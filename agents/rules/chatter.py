@@ -9,6 +9,7 @@ from typing import Final
 from memweave.agents.rules.lexicon import (
     ANAPHORS,
     AUXILIARIES,
+    BARE_OPENERS,
     BASE_VERBS,
     CONNECTORS,
     FRAGMENT_STARTS,
@@ -22,17 +23,23 @@ from memweave.agents.rules.lexicon import (
 )
 from memweave.agents.rules.text import sentences, stem, words
 
-BARE_OPENERS: Final = frozenset("oh wow yeah yep yup haha hey hi btw fyi lol".split())
-"""Openers that need no comma after them."""
-
 SHORT_REACTION: Final = 6
 """In words: a longer sentence about the speaker is kept even when its words are those of reactions."""
 
 _OWN = re.compile(r"\b(?:I|me|my)\b|\bI'")
 _OPENER = re.compile(r"([A-Za-z]+)([,!.:]?+)\s+")
-_PHRASE = re.compile(r"(?:oh no|by the way|to be honest|guess what|oh my god|thank goodness|thank god|you know what)[,:!]?\s+", re.IGNORECASE)
-_TRAILING = re.compile(r",? (?:by the way|i'm afraid|btw|you know|as you know|as you may remember)(?=[.!?]*$)", re.IGNORECASE)
-_ANSWER = re.compile(r"(?:yes|yeah|yep|yup|yea|no|nope|nah|of course|definitely|absolutely|sure|not yet|never|always|i (?:do|did|don't|didn't|have|haven't|am|was|will|can))\b", re.IGNORECASE)  # fmt: skip
+_PHRASE = re.compile(
+    r"(?:oh no|by the way|to be honest|guess what|oh my god|thank goodness|thank god|you know what)[,:!]?\s+",
+    re.IGNORECASE,
+)
+_TRAILING = re.compile(
+    r",? (?:by the way|i'm afraid|btw|you know|as you know|as you may remember)(?=[.!?]*$)", re.IGNORECASE
+)
+_ANSWER = re.compile(
+    r"(?:yes|yeah|yep|yup|yea|no|nope|nah|of course|definitely|absolutely|sure|not yet|never|always"
+    r"|i (?:do|did|don't|didn't|have|haven't|am|was|will|can))\b",
+    re.IGNORECASE,
+)
 _SMALL_STEMS: Final = frozenset(stem(word) for word in SMALL_TALK)
 
 
@@ -65,7 +72,9 @@ def opened(sentence: str, names: frozenset[str]) -> str:
         if match is None:
             return sentence
         word, mark = match[1].lower(), match[2]
-        opener = word in OPENERS and (bool(mark) or word in BARE_OPENERS) and not sentence[match.end() :].startswith("for ")
+        opener = (
+            word in OPENERS and (bool(mark) or word in BARE_OPENERS) and not sentence[match.end() :].startswith("for ")
+        )
         if not opener and not (bool(mark) and is_name(word, names)):
             return sentence
         sentence = sentence[match.end() :]
@@ -101,7 +110,9 @@ def is_fragment(sentence: str) -> bool:
         return True  # "Since I was 17 or so."
     if any(w in AUXILIARIES or w in IRREGULAR_PAST or w in SAME_IN_PAST or "'" in w[1:] for w in found):
         return False
-    first_is_preposition = found[0] in FRAGMENT_STARTS or found[0] in ("every", "a", "an", "the", "my", "our") or found[0].isdigit()
+    first_is_preposition = (
+        found[0] in FRAGMENT_STARTS or found[0] in ("every", "a", "an", "the", "my", "our") or found[0].isdigit()
+    )
     if first_is_preposition:
         return not any(w.endswith("ed") or _third_of_known(w) for w in found[1:])
     return not any(w.endswith("ed") or w in BASE_VERBS or _third_of_known(w) for w in found)

@@ -13,10 +13,11 @@ from typing import Final
 
 from memweave.agents.rules.text import NUMBER_WORDS
 
-MONTHS: Final = "January February March April May June July August September October November December".split()
+_MONTHS = "January February March April May June July August September October November December"
+MONTHS: Final = tuple(_MONTHS.split())
 MEMORY: Final = timedelta(days=120)
 """People name a past day without its year for about this long; an earlier day and month mean the coming one."""
-WEEKDAYS: Final = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+WEEKDAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 _MONTH = "|".join(MONTHS)
 _WEEKDAY = r"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day|Mon|Tues?|Wed|Thurs?|Fri|Sat|Sun"
@@ -25,18 +26,29 @@ _DAY = r"\d{1,2}(?:st|nd|rd|th)?"
 _MARKED = re.compile(r"\s\([^()]{0,60}\d{4}\)")
 
 ABSOLUTE: Final = re.compile(
-    rf"(?:the (?:week|weekend|month) (?:before|of|after) |(?:late|early|mid|around) |(?:a few|several|\d{{1,2}}) (?:days|weeks|weekends|months|years) (?:before|after) )?"
+    r"(?:the (?:week|weekend|month) (?:before|of|after) |(?:late|early|mid|around) "
+    r"|(?:a few|several|\d{1,2}) (?:days|weeks|weekends|months|years) (?:before|after) )?"
     rf"(?:(?:{_WEEKDAY}),? )?(?:\d{{1,2}} (?:{_MONTH}) \d{{4}}|(?:{_MONTH}) \d{{4}})|\b(?:19|20)\d\d-[01]\d-[0-3]\d\b"
     r"|(?<=\()(?:(?:spring|summer|autumn|fall|winter|late|early) )?(?:19|20)\d\d(?=\))",
 )
 """An absolute date as these rules write it, or in ISO form."""
 
 _RULES: Final[tuple[tuple[str, str], ...]] = (
-    ("day", r"\b(?:the day before yesterday|the day after tomorrow|yesterday|today|tonight|tomorrow|last night|this (?:morning|afternoon|evening))\b"),
+    (
+        "day",
+        r"\b(?:the day before yesterday|the day after tomorrow"
+        r"|yesterday|today|tonight|tomorrow|last night|this (?:morning|afternoon|evening))\b",
+    ),
     ("ago", rf"\b(?P<n>{_COUNT}) (?P<unit>day|week|weekend|month|year)s? ago\b"),
-    ("in", rf"\bin (?P<n2>{_COUNT}) (?P<unit2>day|week|month|year)s?(?: from now|' time)?(?! (?:a|per|each|row|total)\b)\b"),
+    (
+        "in",
+        rf"\bin (?P<n2>{_COUNT}) (?P<unit2>day|week|month|year)s?(?: from now|' time)?(?! (?:a|per|each|row|total)\b)\b",
+    ),
     ("weekday", rf"\b(?P<dir>last|next|this past|this coming|this) (?P<wd>{_WEEKDAY})\b(?! (?:of|in)\b)"),
-    ("unit", r"\b(?P<dir2>last|next|this past|this coming|this) (?P<unit3>weekend|week|month|year|spring|summer|autumn|fall|winter)\b"),
+    (
+        "unit",
+        r"\b(?P<dir2>last|next|this past|this coming|this) (?P<unit3>weekend|week|month|year|spring|summer|autumn|fall|winter)\b",
+    ),
     ("month", rf"\b(?P<dir3>last|next|this) (?P<month>{_MONTH})\b"),
     (
         "dated",
@@ -76,7 +88,11 @@ def resolve(text: str, said: date | None) -> str:
             return match.group()
         if found is None or (recurring and name in ("dated", "inmonth", "onday", "weekday")):
             return match.group()
-        return f"{match.group()} {found}" if name in ("dated", "inmonth") and found.isdigit() else f"{match.group()} ({found})"
+        return (
+            f"{match.group()} {found}"
+            if name in ("dated", "inmonth") and found.isdigit()
+            else f"{match.group()} ({found})"
+        )
 
     return _PATTERN.sub(replace, text)
 
@@ -120,7 +136,11 @@ def _distance(word: str, unit: str, said: date, sign: int) -> str:
     if unit == "day":
         return day(said + timedelta(days=number))
     if unit == "week":
-        return f"around {day(said + timedelta(weeks=number))}" if abs(number) > 1 else f"the week {'before' if sign < 0 else 'after'} {day(said)}"
+        return (
+            f"around {day(said + timedelta(weeks=number))}"
+            if abs(number) > 1
+            else f"the week {'before' if sign < 0 else 'after'} {day(said)}"
+        )
     if unit == "weekend":
         return f"{abs(number)} weekends before {day(said)}"
     return _month(_add_months(said, number)) if unit == "month" else str(date(said.year + number, 1, 1).year)

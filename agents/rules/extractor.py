@@ -31,7 +31,9 @@ DOCUMENT: Final = 20_000
 PASSAGE: Final = 1_000
 """In characters: length of a passage of a document."""
 
-_PHOTO = re.compile(r"\[(?:shares?|shared|sends?|sent) [^\]\[:]{0,40}+:([^\]\[]{0,4000}+)\]")
+_PHOTO = re.compile(
+    r"\[(?:shares?|shared|sends?|sent) (?:an? |\d{1,3} )?(?:photo|image|picture|video)s?(?::([^\]\[]{0,4000}+))?\]"
+)
 _DEPICTS = re.compile(r"(?:an? )?(?:photo(?:graph(?:y)?)?|image|picture|screenshot)s? of\b", re.IGNORECASE)
 
 

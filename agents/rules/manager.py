@@ -116,7 +116,8 @@ def decide(facts: tuple[Fact, ...], memories: tuple[Memory, ...]) -> list[Decisi
         draft.texts = {
             number: draft.changed[number].text or memory.text if number in draft.changed else memory.text
             for number, memory in enumerate(memories)
-            if _may_touch(fact, memory) and not (number in draft.changed and draft.changed[number].kind is OpKind.DELETE)
+            if _may_touch(fact, memory)
+            and not (number in draft.changed and draft.changed[number].kind is OpKind.DELETE)
         }
         _one(fact, draft)
     return draft.decisions()
@@ -157,7 +158,9 @@ def _repeats(fact: Fact, text: str, draft: _Draft) -> bool:
         if merging.relation(text, old, fact.turn.speaker, same_day=same_day) is Relation.REPEATS:
             draft.leave(f"already in memory: {_quote(old, fact.turn.speaker)}", number)
             return True
-    return any(merging.relation(text, added, fact.turn.speaker, same_day=True) is Relation.REPEATS for added in draft.added)
+    return any(
+        merging.relation(text, added, fact.turn.speaker, same_day=True) is Relation.REPEATS for added in draft.added
+    )
 
 
 def _take_back(retraction: Retraction, speaker: str, draft: _Draft) -> bool:
@@ -188,11 +191,15 @@ def _replace(text: str, speaker: str, draft: _Draft) -> bool:
                 continue
             reason = f"replaces {_quote(_saying(old, old_text, speaker), speaker)} (same speaker, attribute: {attribute_name(new)})"
             if not done:
-                draft.change(Decision(OpKind.UPDATE, reason, number, merging.replaced(text, old_text, new, old, speaker)))
+                draft.change(
+                    Decision(OpKind.UPDATE, reason, number, merging.replaced(text, old_text, new, old, speaker))
+                )
                 done = True
                 continue
             rest = merging.without(old_text, old, speaker)
-            draft.change(Decision(OpKind.UPDATE, reason, number, rest) if rest else Decision(OpKind.DELETE, reason, number))
+            draft.change(
+                Decision(OpKind.UPDATE, reason, number, rest) if rest else Decision(OpKind.DELETE, reason, number)
+            )
     return done
 
 

@@ -9,9 +9,10 @@ from functools import lru_cache
 from itertools import pairwise, takewhile
 from typing import Final, TypeAlias
 
-from memweave.agents.rules.attributes import PHOTO, Slot, canonical
+from memweave.agents.rules.attributes import Slot, canonical
 from memweave.agents.rules.dates import ABSOLUTE, dates_in
-from memweave.agents.rules.lexicon import IRREGULAR_PAST, SMALL_TALK, STOP
+from memweave.agents.rules.lexicon import IRREGULAR_PAST, SMALL_TALK, STANDING, STOP
+from memweave.agents.rules.patterns import PHOTO
 from memweave.agents.rules.text import content, names_in, negated, sentences, stem, words
 from memweave.agents.rules.voice import said_prefix, stated_by
 
@@ -28,13 +29,18 @@ ENOUGH: Final = 3
 """Content words two statements must share at least to be merged on words alone."""
 
 _SMALL_STEMS: Final = frozenset(stem(word) for word in SMALL_TALK)
-_STANDING: Final = frozenset(stem(w) for w in "kid kids child children fam family friend friends people life home house work job year years week weekend month mom dad husband wife partner son daughter lot bit couple part way thing place heart body own time day moment side first last same".split())  # fmt: skip
-"""Stems of what is always there: "my family" refers to no particular statement."""
+_STANDING: Final = frozenset(stem(word) for word in STANDING)
 
 _NP = r"((?:[\w'&+-]{1,24} ){0,3}[\w'&+-]{2,24})"
 _INTRODUCED = re.compile(rf"\b(?:an?|another|some|new|two|three|four|five) (?={_NP})")
-_REFERRED = re.compile(rf"\b(?:[Tt]he|[Tt]his|[Tt]hat|[Tt]hese|[Tt]hose|my|[Oo]ur|^(?:It|That|This|He|She)(?: was| is|'s) an?) (?={_NP})")
-_RELATIVE = re.compile(r"\b(?:(?:last|next|this|past|coming) (?:week|weekend|month|year|night|summer|winter|spring|autumn|fall)s?|yesterday|today|tonight|tomorrow|ago|recently|lately)\b", re.IGNORECASE)  # fmt: skip
+_REFERRED = re.compile(
+    rf"\b(?:[Tt]he|[Tt]his|[Tt]hat|[Tt]hese|[Tt]hose|my|[Oo]ur|^(?:It|That|This|He|She)(?: was| is|'s) an?) (?={_NP})"
+)
+_RELATIVE = re.compile(
+    r"\b(?:(?:last|next|this|past|coming) (?:week|weekend|month|year|night|summer|winter|spring|autumn|fall)s?"
+    r"|yesterday|today|tonight|tomorrow|ago|recently|lately)\b",
+    re.IGNORECASE,
+)
 _PART = re.compile(r"[^\w\s'&+]+")
 _LINK = re.compile(r"\b(?:and|or|of|the|a|an|&)\b", re.IGNORECASE)
 _ACRONYM = re.compile(r"\b[A-Z]{2,}\b\+?")
@@ -105,7 +111,8 @@ def _read(text: str, speaker: str) -> _Reading:
         shown=_nouns(_SHOWN.findall(spoken)),
         pairs=_pairs(undated, content(speaker)),
         opens_with=_opening_name(said, speaker),
-        names=frozenset(name for part in sentences(said) for name in names_in(_ACRONYM.sub("", part))) - content(speaker),
+        names=frozenset(name for part in sentences(said) for name in names_in(_ACRONYM.sub("", part)))
+        - content(speaker),
     )
 
 
@@ -138,7 +145,9 @@ def _opening_name(said: str, speaker: str) -> str | None:
 
 def _same_thing(referred: tuple[Noun, ...], introduced: tuple[Noun, ...]) -> bool:
     """Return whether something is referred to that was introduced: "the group" after "a support group", not after "an art group"."""
-    return any(head == known and (not how or not which or how & which) for head, how in referred for known, which in introduced)
+    return any(
+        head == known and (not how or not which or how & which) for head, how in referred for known, which in introduced
+    )
 
 
 def relation(new: str, old: str, speaker: str, *, same_day: bool) -> Relation:
@@ -168,7 +177,14 @@ def overlap(new: str, old: str, speaker: str, *, same_day: bool) -> float:
     """Return how sure it is that `new` goes on about what `old` says, in [0, 1]; 0 when they had better stay apart."""
     a, b = _read(new, speaker), _read(old, speaker)
     shared = a.topic & b.topic
-    if not shared or a.photo or a.addressed or b.addressed or a.negated != b.negated or (a.dates and b.dates and not a.dates & b.dates):
+    if (
+        not shared
+        or a.photo
+        or a.addressed
+        or b.addressed
+        or a.negated != b.negated
+        or (a.dates and b.dates and not a.dates & b.dates)
+    ):
         return 0.0
     if b.photo:
         return 0.5 if same_day and _same_thing(a.shown, b.introduced) else 0.0

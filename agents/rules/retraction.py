@@ -13,6 +13,7 @@ from typing import Final
 
 from memweave.agents.rules.attributes import canonical
 from memweave.agents.rules.dates import ABSOLUTE
+from memweave.agents.rules.lexicon import LIGHT
 from memweave.agents.rules.text import content, sentences, stem
 
 
@@ -29,36 +30,45 @@ class Retraction:
     """Whether it is worth remembering ("I sold the van"), unlike "forget what I said"."""
 
 
-_BETWEEN = r"(?: (?:have|had to|have to|finally|just|also|already|recently|actually|now|sadly|really|decided to|ended up|unfortunately|then|even|we|officially)){0,3}"
-_OBJECT = r"(?P<about>[\w'& -]{2,80}?)(?=[,.;:!?()–—]| -|$| (?:when|because|since|after|before|and|but|so|last|this|yesterday|today|in|on|for|at the|to a|any ?more|any longer|instead|as)\b)"
+_BETWEEN = (
+    r"(?: (?:have|had to|have to|finally|just|also|already|recently|actually|now|sadly|really|decided to|ended up|unfortunately|then"
+    r"|even|we|officially)){0,3}"
+)
+_AFTER = "when|because|since|after|before|and|but|so|last|this|yesterday|today|in|on|for|at the|to a|any ?more|any longer|instead|as"
+_OBJECT = rf"(?P<about>[\w'& -]{{2,80}}?)(?=[,.;:!?()–—]| -|$| (?:{_AFTER})\b)"
+_ENDED = (
+    "quit|quitted|gave up|given up|give up|dropped(?: out of)?|drop(?: out of)?|stopped|cancelled|canceled|cancel|called off|call off|sold"
+    "|sell|got rid of|gave away|given away|broke up with|broken up with|resigned from|withdrew from|pulled out of|unsubscribed from"
+    "|moved out of"
+)
+_SAID = r"(?:what|everything|anything|all) I (?:said|told you|mentioned|wrote) about|the (?:thing|bit|part|story) about|about"
 _CUES: Final[tuple[tuple[bool, re.Pattern[str]], ...]] = tuple(
     (lasting, re.compile(pattern))
     for lasting, pattern in (
+        (True, rf"\b(?:I|[Ww]e){_BETWEEN} (?P<cue>{_ENDED}) {_OBJECT}"),
+        (True, rf"\bI (?:am |have )?(?P<cue>no longer) {_OBJECT}"),
         (
             True,
-            rf"\b(?:I|[Ww]e){_BETWEEN} (?P<cue>quit|quitted|gave up|given up|give up|dropped(?: out of)?|drop(?: out of)?|stopped|cancelled|canceled|cancel|called off|call off"
-            r"|sold|sell|got rid of|gave away|given away|broke up with|broken up with|resigned from|withdrew from|pulled out of|unsubscribed from|moved out of)"
-            rf" {_OBJECT}",
+            r"\bI (?P<cue>do not|don't|doesn't|does not|am not|can't|cannot|won't)(?: really)?"
+            r" (?P<about>[\w' -]{2,60}?) any ?(?:more|longer)\b",
         ),
-        (True, rf"\bI (?:am |have )?(?P<cue>no longer) {_OBJECT}"),
-        (True, r"\bI (?P<cue>do not|don't|doesn't|does not|am not|can't|cannot|won't)(?: really)? (?P<about>[\w' -]{2,60}?) any ?(?:more|longer)\b"),
-        (True, r"\b(?:[Tt]he|[Mm]y|[Oo]ur) (?P<about>[\w'& -]{2,60}?) (?:is|was|has been|got|have been|are|were)(?: now)? (?P<cue>cancelled|canceled|called off|not happening)(?=[ ,.!;]|$)"),
-        (False, rf"\b(?P<cue>[Ff]orget|[Ss]cratch|[Ii]gnore|[Dd]isregard|[Nn]ever mind) (?:(?:what|everything|anything|all) I (?:said|told you|mentioned|wrote) about|the (?:thing|bit|part|story) about|about) {_OBJECT}"),
+        (
+            True,
+            r"\b(?:[Tt]he|[Mm]y|[Oo]ur) (?P<about>[\w'& -]{2,60}?) (?:is|was|has been|got|have been|are|were)(?: now)?"
+            r" (?P<cue>cancelled|canceled|called off|not happening)(?=[ ,.!;]|$)",
+        ),
+        (False, rf"\b(?P<cue>[Ff]orget|[Ss]cratch|[Ii]gnore|[Dd]isregard|[Nn]ever mind) (?:{_SAID}) {_OBJECT}"),
         (False, rf"\bI was (?P<cue>wrong|mistaken|lying|kidding|joking) about {_OBJECT}"),
     )
-)  # fmt: skip
-_BARE = re.compile(r"^(?:\w+ said: )?(?:[Ww]ait,? |[Ss]orry,? |[Nn]o,? )?(?:scratch|forget|ignore|disregard|strike) (?:that|it|what I said)[.!]*$", re.IGNORECASE)
-_UNREAL: Final = re.compile(r"\b(?:if|would|could|might|may|want to|wish|never|didn't|thinking|almost|nearly|should|can't wait|used to have to)\b")
-LIGHT: Final = frozenset(
-    stem(word)
-    for word in """sign signed book booked plan planning join joined start started buy bought get got adopt adopted register registered enrol
-    enrolled reserve reserved going flying doing take taking own have attend attending run running entered bought ordered rent rented lease leased
-    work working play playing sing learn learning study studying train practise practice go live living use using room ticket
-    every week weekly evening morning afternoon night day monday tuesday wednesday thursday friday saturday sunday mondays tuesdays
-    wednesdays thursdays fridays saturdays sundays january february march april june july august september october november december
-    still really currently instead""".split()
 )
-"""Stems that do not say what a statement is about."""
+_BARE = re.compile(
+    r"(?:\w{1,60} said: )?(?:wait,? |sorry,? |no,? )?(?:scratch|forget|ignore|disregard|strike) (?:that|it|what I said)[.!]*$",
+    re.IGNORECASE,
+)
+_UNREAL: Final = re.compile(
+    r"\b(?:if|would|could|might|may|want to|wish|never|didn't|thinking|almost|nearly|should|can't wait|used to have to)\b"
+)
+_LIGHT: Final = frozenset(stem(word) for word in LIGHT)
 
 
 @lru_cache(maxsize=8_192)
@@ -85,7 +95,7 @@ def is_bare(text: str) -> bool:
 @lru_cache(maxsize=8_192)
 def subject_matter(text: str, speaker: str) -> tuple[frozenset[str], ...]:
     """Return, for each sentence of a statement, the stems that say what it is about: no dates, no verbs of beginning."""
-    return tuple(content(ABSOLUTE.sub(" ", s)) - LIGHT - {"i"} for s in sentences(canonical(text, speaker)))
+    return tuple(content(ABSOLUTE.sub(" ", s)) - _LIGHT - {"i"} for s in sentences(canonical(text, speaker)))
 
 
 def takes_back(retraction: Retraction, text: str, speaker: str) -> float:
@@ -93,7 +103,7 @@ def takes_back(retraction: Retraction, text: str, speaker: str) -> float:
 
     One sentence must consist mostly of the words named (60 %), and cover most of them (half), the last one or all of the light ones aside.
     """
-    named = retraction.about - LIGHT or retraction.about
+    named = retraction.about - _LIGHT or retraction.about
     best = 0.0
     for sentence in subject_matter(text, speaker):
         shared = named & sentence

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from datetime import date
 from typing import Final
 
-from memweave.agents.rules.dates import ABSOLUTE, day
-from memweave.agents.rules.lexicon import PETS, STOP
+from memweave.agents.rules.dates import ABSOLUTE
+from memweave.agents.rules.lexicon import CUTS, PETS, STOP
 from memweave.agents.rules.text import NUMBER_WORDS, names_in, stem, words
 
 MOST_WORDS: Final = 6
@@ -16,27 +15,29 @@ MOST_WORDS: Final = 6
 _DURATION = re.compile(
     r"\b(?:(?:about|around|almost|nearly|over|more than) )?(?:\d{1,4}|a|an|a few|several|half an|"
     + "|".join(NUMBER_WORDS)
-    + r") (?:second|minute|hour|day|week|month|year)s?(?: and (?:\d{1,3}|a half|[a-z]{3,6})(?: (?:second|minute|hour|day|week|month)s?)?)?\b",
+    + r") (?:second|minute|hour|day|week|month|year)s?"
+    r"(?: and (?:\d{1,3}|a half|[a-z]{3,6})(?: (?:second|minute|hour|day|week|month)s?)?)?\b",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"\b(?:\d{1,6}|once|twice|three times|" + "|".join(NUMBER_WORDS) + r")\b", re.IGNORECASE)
-_PLACE = re.compile(r"\b(?:in|at|to|from|near|on|into|around) ((?:the |an? |my )?(?:[A-Z][\w'-]+)(?:[ -](?:of |the )?[A-Z][\w'-]+){0,3})")
+_PLACE = re.compile(
+    r"\b(?:in|at|to|from|near|on|into|around) ((?:the |an? |my )?(?:[A-Z][\w'-]+)(?:[ -](?:of |the )?[A-Z][\w'-]+){0,3})"
+)
 _ANY_PLACE = re.compile(r"\b(?:in|at|to|from|near|on|into|with|by) ((?:the|an?|my|our|their) [\w'-]+(?: [\w'-]+){0,3})")
 _NAMED = re.compile(r"\b(?:name is|names are|named|called|name's) ([A-Z][\w-]+)(?:(?:,| and|, and) ([A-Z][\w-]+))?")
-_IS_A = re.compile(r"\b([A-Z][\w-]+) (?:is|was) [^.!?]{0,40}?(?:[.!?] (?:He|She|It)(?:'s| is) )?(?:an? |my )(?:[\w-]+ )??([a-z-]+)")
+_IS_A = re.compile(
+    r"\b([A-Z][\w-]+) (?:is|was) [^.!?]{0,40}?(?:[.!?] (?:He|She|It)(?:'s| is) )?(?:an? |my )(?:[\w-]+ )??([a-z-]+)"
+)
 _DEFINES = re.compile(r"\b([A-Z][\w-]+)(?: is|'s) an? ([^.!?]{2,80})")
-_EARLIER = re.compile(r" Earlier \(\d{4}-\d\d-\d\d\): ")
+EARLIER: Final = re.compile(r" Earlier \(\d{4}-\d\d-\d\d\): ")
 _QUOTED = re.compile(r'"([^"]{2,80})"')
-_CUTS: Final = frozenset("because when which who but so while - – — since although where".split())
 _COUNTS: Final = {"a": 1, "an": 1, "another": 1, "my": 1, "our": 1, **NUMBER_WORDS}
 
 
-def date_in(sentence: str, told: date | None) -> str | None:
-    """Return the absolute date in a sentence, or the day on which it was told when it has none."""
-    found = list(ABSOLUTE.finditer(sentence))
-    if found:
-        return found[0].group()
-    return day(told) if told else None
+def date_in(text: str) -> str | None:
+    """Return the first absolute date in a text."""
+    match = ABSOLUTE.search(text)
+    return match.group() if match else None
 
 
 def duration_in(sentence: str) -> str | None:
@@ -75,10 +76,12 @@ def person_in(sentence: str, without: frozenset[str]) -> str | None:
 def names_given(text: str, noun: str | None) -> list[str]:
     """Return the names that a memory gives, the oldest first: "her name is Pepper", "Pepper is a whippet" when asked for dogs."""
     found: list[str] = []
-    for part in reversed(_EARLIER.split(text)):
+    for part in reversed(EARLIER.split(text)):
         found += [name for match in _NAMED.finditer(part) for name in match.groups() if name]
         if noun is not None:
-            found += [m[1] for m in _IS_A.finditer(part) if stem(m[2]) == noun or (m[2] in PETS and noun in ("pet", "dog"))]
+            found += [
+                m[1] for m in _IS_A.finditer(part) if stem(m[2]) == noun or (m[2] in PETS and noun in ("pet", "dog"))
+            ]
     return list(dict.fromkeys(found))
 
 
@@ -109,7 +112,7 @@ def _until_stop(tokens: list[str]) -> list[str]:
     for i, token in enumerate(tokens):
         if token[-1] in ".!?;:" or (token[-1] == "," and i >= 2):
             return tokens[: i + 1]
-        if i and token.lower() in _CUTS:
+        if i >= 3 and token.lower() in CUTS:
             return tokens[:i]
     return tokens
 
@@ -122,4 +125,4 @@ def shortened(text: str) -> str:
     tokens = tokens[:MOST_WORDS]
     while len(tokens) > 1 and tokens[-1].lower().strip(",.;:!?-–—") in STOP | {""}:
         tokens.pop()
-    return " ".join(tokens).strip(" ,.;:!?-–—\"")
+    return " ".join(tokens).strip(' ,.;:!?-–—"')

@@ -22,13 +22,8 @@ _END = re.compile(r"(?<![.!?…])[.!?…]++[\"')\]]{0,3}+(?=\s|$)|\n")
 _ABBREVIATION = re.compile(r"(?:^|[\s(])(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|e\.g|i\.e|a\.m|p\.m|approx|[A-HJ-Z])\.$")
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+|\.[0-9]+)*")
 _NEGATION = re.compile(r"\b(?:no|not|never|none|nothing|neither|without|no longer|cannot|\w{2,10}n't)\b", re.IGNORECASE)
-NUMBER_WORDS: Final = dict(
-    zip(
-        "zero one two three four five six seven eight nine ten eleven twelve".split(),
-        range(13),
-        strict=True,
-    )
-)
+_COUNTING = "zero one two three four five six seven eight nine ten eleven twelve"
+NUMBER_WORDS: Final = {word: number for number, word in enumerate(_COUNTING.split())}
 
 
 def clean(text: str) -> str:

@@ -12,15 +12,44 @@ from typing import Final
 from memweave.agents.rules.lexicon import ADVERBS, ANAPHORS, BASE_VERBS, IRREGULAR_PAST, MODALS, SAME_IN_PAST
 
 _FIRST = re.compile(r"(?<![\w'-])(?:I'm|I've|I'd|I'll|I|[Mm]e|[Mm]y|[Mm]ine|[Mm]yself)(?![\w'-])")
-_PLURAL_OR_ADDRESSED = re.compile(r"\b(?:we|us|our|ours|ourselves|let's|you|your|yours|yourself|y'all|ya|we'\w{1,2}|you'\w{1,2})\b", re.IGNORECASE)
+_PLURAL_OR_ADDRESSED = re.compile(
+    r"\b(?:we|us|our|ours|ourselves|let's|you|your|yours|yourself|y'all|ya|we'\w{1,2}|you'\w{1,2})\b", re.IGNORECASE
+)
 _NEXT = re.compile(r"[\s,]{0,3}+([A-Za-z]+(?:'[a-z]+)?)")
-_AND = re.compile(r"\b(?:and|or|but) (?P<adverb>\w+ly |also |still |just |then |now )?(?P<verb>[a-z]+)\b(?! (?:is|was|are|were|of)\b)")
-_INVERTED = re.compile(r"\b(?:am|was|do|did|have|had|can|could|will|would|should|must|may|might|nor|neither) $", re.IGNORECASE)
+_AND = re.compile(
+    r"\b(?:and|or|but) (?P<adverb>\w+ly |also |still |just |then |now )?(?P<verb>[a-z]+)\b(?! (?:is|was|are|were|of)\b)"
+)
+_INVERTED = re.compile(
+    r"\b(?:am|was|do|did|have|had|can|could|will|would|should|must|may|might|nor|neither) $", re.IGNORECASE
+)
 _SUBJECT = re.compile(r"\b(?:I|he|she|it|they|that|which|who|to|we|you)\b|[.!?;]")
-_WHOSE: Final = re.compile(r"^(?P<name>[^:\"]{1,256}?)(?:, asked \"(?P<question>[^\"]{1,400})\",)? said(?: to (?P<to>[^:\"]{1,256}?))?: ")
+_WHOSE: Final = re.compile(
+    r"^(?P<name>[^:\"]{1,256}?)(?:, asked \"(?P<question>[^\"]{1,400})\",)? said(?: to (?P<to>[^:\"]{1,256}?))?: "
+)
 
-IRREGULAR_THIRD: Final = {"am": "is", "have": "has", "haven't": "hasn't", "do": "does", "don't": "doesn't", "'m": "is", "ain't": "isn't"}
-KEPT: Final = MODALS | {"was", "wasn't", "were", "weren't", "had", "hadn't", "did", "didn't", "is", "has", "hasn't", "been"}
+IRREGULAR_THIRD: Final = {
+    "am": "is",
+    "have": "has",
+    "haven't": "hasn't",
+    "do": "does",
+    "don't": "doesn't",
+    "'m": "is",
+    "ain't": "isn't",
+}
+KEPT: Final = MODALS | {
+    "was",
+    "wasn't",
+    "were",
+    "weren't",
+    "had",
+    "hadn't",
+    "did",
+    "didn't",
+    "is",
+    "has",
+    "hasn't",
+    "been",
+}
 
 
 def third_person(text: str, name: str) -> str | None:
@@ -85,7 +114,10 @@ def _shares_subject(text: str, position: int) -> bool:
     before = clause.split()
     if len(before) < 2 or before.pop() not in ("and", "or", "nor") or len(before) > 4:
         return False
-    return not any(w.startswith("I'") or w in ("I", "it", "he", "she", "they") or _third(w) == w or w.lower() in _FINITE for w in before)
+    return not any(
+        w.startswith("I'") or w in ("I", "it", "he", "she", "they") or _third(w) == w or w.lower() in _FINITE
+        for w in before
+    )
 
 
 def _subject(text: str, match: re.Match[str], name: str) -> tuple[str, int] | None:
@@ -138,7 +170,11 @@ def stated_by(text: str, speaker: str, *, addressee: str | None = None, question
     if question is None and not leans_or_orders(text) and (rewritten := third_person(text, speaker)) is not None:
         return rewritten
     asked = f', asked "{question}",' if question else ""
-    to = f" to {addressee}" if addressee and re.search(r"\byou(?:r|rs|'\w{1,2})?\b", text, re.IGNORECASE) and not question else ""
+    to = (
+        f" to {addressee}"
+        if addressee and re.search(r"\byou(?:r|rs|'\w{1,2})?\b", text, re.IGNORECASE) and not question
+        else ""
+    )
     return f"{speaker}{asked} said{to}: {text}"
 
 

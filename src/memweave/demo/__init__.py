@@ -50,7 +50,8 @@ def conversation() -> list[Turn]:
     turns = _turns()
     linked = [turns[0]]
     for before, turn in pairwise(turns):
-        assert before.observed_at is not None and turn.observed_at is not None, "every turn of the demo has a time"
+        assert before.observed_at is not None
+        assert turn.observed_at is not None
         same_session = turn.observed_at - before.observed_at < SESSION_GAP
         linked.append(turn.model_copy(update={"previous": before.text}) if same_session else turn)
     return linked
