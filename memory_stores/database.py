@@ -89,16 +89,22 @@ class Database:
     def erase_traces(self) -> None:
         """Remove deleted content from the files: SQLite's page remainders and write-ahead log, or PostgreSQL's dead rows.
 
-        Raises: UnavailableError when another process reads for so long that the write-ahead log cannot be emptied.
+        PostgreSQL's own write-ahead log and backups keep theirs until the server recycles them.
+        Raises: UnavailableError when another process reads for so long that the files cannot be rewritten.
         """
         with self._writer, self.errors("purge"):
             if self.is_sqlite:
                 self._rewrite()
             else:
                 with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                    connection.exec_driver_sql(
-                        "VACUUM memweave_ops, memweave_versions, memweave_turns, memweave_scopes"
-                    )
+                    connection.exec_driver_sql(f"SET lock_timeout = '{_BUSY_SECONDS}s'")
+                    try:
+                        # FULL writes the tables anew: a plain VACUUM frees the space of deleted rows, their bytes stay in it.
+                        connection.exec_driver_sql(
+                            "VACUUM (FULL) memweave_ops, memweave_versions, memweave_turns, memweave_scopes"
+                        )
+                    finally:
+                        connection.exec_driver_sql("RESET lock_timeout")
 
     def _rewrite(self) -> None:
         raw = self.engine.raw_connection()
@@ -132,6 +138,11 @@ class Database:
         if "is full" in text or "No space left" in text or "disk I/O error" in text:
             return StorageFullError(
                 f"the disk is full: cannot {doing} {self.where} ({text}). Nothing was changed; free space and repeat."
+            )
+        if "lock timeout" in text:
+            return UnavailableError(
+                f"what was purged is gone from {self.where}, but not yet from its files, because another session is using "
+                "the tables. Repeat the purge."
             )
         if "locked" in text:
             return UnavailableError(

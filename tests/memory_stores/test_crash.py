@@ -30,10 +30,10 @@ POINTS = {
 
 
 class Children:
-    """Starts processes that work on one folder, and keeps what they were told is done."""
+    """Starts processes that work on one folder, and keeps what they were told is done. ledger_url: see `open_bank`."""
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    def __init__(self, home: Path, ledger_url: str | None = None) -> None:
+        self.home, self.ledger_url = home, ledger_url
         self.said: list[dict[str, Any]] = []
         self._server = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("crash_child.py"))],
@@ -43,7 +43,9 @@ class Children:
     def start(self, **case: Any) -> int:
         """Start a process; returns its id."""
         assert self._server.stdin is not None
-        self._server.stdin.write(json.dumps({"home": str(self.home), "kill_at": None, **case}) + "\n")
+        self._server.stdin.write(
+            json.dumps({"home": str(self.home), "ledger_url": self.ledger_url, "kill_at": None, **case}) + "\n"
+        )
         self._server.stdin.flush()
         return int(self.read()["pid"])
 
@@ -79,7 +81,7 @@ def children(tmp_path: Path) -> Iterator[Children]:
 
 def check(children: Children) -> None:
     """Open what the killed process left, and compare it with what the process had been told."""
-    with open_bank(children.home) as bank:
+    with open_bank(children.home, ledger_url=children.ledger_url) as bank:
         assert audit(bank, scope=ANNA) == []
         check_acknowledged(bank, children.said)
         check_whole(bank)
@@ -161,8 +163,13 @@ def test_killed_while_the_folder_is_new(children: Children, number: int) -> None
 
 def test_killed_twenty_times_at_random(children: Children) -> None:
     """From outside, on one folder again and again: so some are killed while they recover."""
+    kill_at_random(children, times=20)
+
+
+def kill_at_random(children: Children, *, times: int) -> None:
+    """Kill a process after some acknowledged calls and a moment, check what it leaves, and start the next one there."""
     rng = random.Random(9)
-    for number in range(20):
+    for number in range(times):
         pid = children.start(case=f"random{number}", endless=True)
         for _ in range(rng.randrange(12)):
             children.read()

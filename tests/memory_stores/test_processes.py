@@ -22,12 +22,11 @@ PEER = Path(__file__).with_name("peer.py")
 
 
 class Process:
-    """A `peer.py` process on a data folder."""
+    """A `peer.py` process on a data folder. arguments: HOME [LEDGER_URL]."""
 
-    def __init__(self, home: Path, *, start: bool = True) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(PEER), str(home)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    def __init__(self, *arguments: object, start: bool = True) -> None:
+        command = [sys.executable, str(PEER), *map(str, arguments)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         if start:
             self.reply()
 
