@@ -189,3 +189,9 @@ def test_paired_bootstrap_refuses_different_shapes(a: Tree, b: Tree) -> None:
 def test_confidence_is_a_probability(confidence: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         bootstrap([1.0, 2.0], confidence=confidence)
+
+
+def test_groups_are_resampled_independently_of_each_other() -> None:
+    # 20 equal groups of 20 coin flips are 400 flips: standard deviation sqrt(0.25 / 400) = 0.025.
+    interval = hierarchical_bootstrap([[0.0, 1.0] * 10] * 20, seed=3)
+    assert (interval.high - interval.low) / (2 * 1.96) == pytest.approx(0.025, rel=0.05)

@@ -181,3 +181,12 @@ def test_a_judge_cannot_be_rules(cli: Cli, tmp_path: Path, scripted: list[Script
     result = cli("eval", "qa", "--dataset", "locomo", "--path", path, *options)
     assert result.code == 2
     assert "judge" in result.error
+
+
+def test_an_option_beats_the_setting_of_a_role(
+    cli: Cli, tmp_path: Path, scripted: list[ScriptedChatModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEMWEAVE_ANSWERER", "scripted:cello")
+    options = ("--path", str(write_locomo(tmp_path)), "--agent", "rag", "--limit", "1", "--json")
+    assert cli("eval", "qa", "--dataset", "locomo", *options).json["model"] == "scripted:cello"
+    assert cli("eval", "qa", "--dataset", "locomo", *options, "--model", "scripted:x").json["model"] == "scripted:x"
