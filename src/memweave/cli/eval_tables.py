@@ -27,18 +27,17 @@ def show_retrieval(found: RetrievalReport) -> None:
     ks = list(best.recall)
     overall = render.table("method", *(f"R@{k}" for k in ks), right=[f"R@{k}" for k in ks])
     for name, scores in found.scores.items():
-        cells = [
-            f"{_percent(scores.recall[k])} [{_percent(scores.interval[k][0])}, {_percent(scores.interval[k][1])}]"
-            for k in ks
-        ]
-        render.row(overall, name, *cells, style="bold" if name == PRODUCTION else None)
+        style = "bold" if name == PRODUCTION else None
+        render.row(overall, name, *(_percent(scores.recall[k]) for k in ks), style=style)
+        ends = (f"{_percent(low)} - {_percent(high)}" for low, high in (scores.interval[k] for k in ks))
+        render.row(overall, "95 % interval", *ends, style="dim")
     render.out().print(overall)
     categories = {_category(found.dataset, name): recall for name, recall in best.by_category.items()}
     counts = {_category(found.dataset, name): n for name, n in found.n_by_category.items()}
     _print_groups(f"{PRODUCTION}, by category", categories, counts, ks)
     if len(best.by_collection) > 1:
         _print_groups(f"{PRODUCTION}, by conversation", best.by_collection, None, ks)
-    render.out().print("In brackets: 95 % bootstrap interval over questions.", style="dim")
+    render.out().print("The interval is a bootstrap over questions.", style="dim")
 
 
 def _print_groups(
