@@ -47,6 +47,9 @@ check: $(VENV)/.installed-dev  ## Lint, format, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: $(VENV)/.installed-dev  ## Measure speed, as quoted in docs/results.md
+	for each in bench/*.py; do $(BIN)/python "$$each" || exit; done
+
 format: $(VENV)/.installed-dev  ## Format the code and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

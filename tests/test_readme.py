@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from memweave.cli.app import run
+from memweave.embeddings import minilm_installed
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -39,6 +40,23 @@ def test_python_prints_what_the_next_block_says(readme: str, tmp_path: Path, mon
 def test_the_embedding_example_is_short(readme: str) -> None:
     first = next(code for kind, code in blocks(readme) if kind == "python")
     assert len([line for line in first.splitlines() if line.strip()]) <= 15
+
+
+@pytest.mark.skipif(not minilm_installed(), reason="the demo in the README runs on MiniLM (extra: local)")
+def test_the_demo_prints_what_the_first_screen_says(
+    readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["demo"]) == 0
+    printed = iter(timeless(line) for line in capsys.readouterr().out.splitlines())
+    shown = next(block for _, block in blocks(readme) if block.startswith("memweave demo:"))
+    missing = [line for line in shown.splitlines() if line not in ("", "...") and timeless(line) not in printed]
+    assert missing == []  # every line is there, in this order
+
+
+def timeless(line: str) -> str:
+    """Return `line` without seconds and widths of columns."""
+    return " ".join(re.sub(r"\d+\.\d s", "SECONDS", line).split())
 
 
 def test_every_command_exists(readme: str, capsys: pytest.CaptureFixture[str]) -> None:

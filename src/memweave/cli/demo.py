@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
@@ -107,7 +106,9 @@ def demo(
 def _program() -> str:
     """Return what to type for `memweave`: the name if it is on the path, else where it is."""
     own = Path(sys.executable).with_name("memweave")
-    return "memweave" if shutil.which("memweave") or not own.exists() else os.path.relpath(own)
+    if shutil.which("memweave") or not own.exists():
+        return "memweave"
+    return str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own)
 
 
 def _fresh(home: Path | None) -> Path:
