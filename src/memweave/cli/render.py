@@ -110,6 +110,13 @@ def minute(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M}"
 
 
+def count(number: int, noun: str) -> str:
+    """Return `1 turn`, `2 turns`, `2 memories`."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number} {noun[:-1]}ies" if noun.endswith("y") else f"{number} {noun}s"
+
+
 def table(*columns: str, right: Sequence[str] = ()) -> Table:
     """Return an empty table in the house style; `right` names the columns that are aligned to the right."""
     made = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
