@@ -161,14 +161,14 @@ class Ledger:
         with self.database.read() as connection:
             for start in range(0, len(ids), _CHUNK):
                 names = [i.hex for i in ids[start : start + _CHUNK]]
+                # Not "and closed_seq is null": SQLite would then read every current memory of the partition instead of these.
                 query = sa.select(*_VERSION_COLUMNS).where(
-                    _versions.c.partition == partition,
-                    _versions.c.closed_seq.is_(None),
-                    _versions.c.memory_id.in_(names),
+                    _versions.c.partition == partition, _versions.c.memory_id.in_(names)
                 )
                 for row in connection.execute(query).mappings():
-                    memory = memory_of(row, scope)
-                    out[memory.id] = memory
+                    if row["closed_seq"] is None:
+                        memory = memory_of(row, scope)
+                        out[memory.id] = memory
         return out
 
     def memories(

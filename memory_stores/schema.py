@@ -86,7 +86,7 @@ versions = Table(
     Column("metadata", Text, nullable=False),
     Column("run_id", Text),
     Column("vector", LargeBinary, nullable=False),
-    Index("memweave_versions_open", "partition", "closed_seq"),
+    Index("memweave_versions_open", "partition", "closed_seq", "speaker"),
     Index("memweave_versions_seq", "opened_seq"),
 )
 """Every version of every memory with its vector (little-endian float32). Closing one sets closed_seq and closed_at, nothing else."""
@@ -109,6 +109,7 @@ turns = Table(
     Column("error", Text),
     UniqueConstraint("partition", "dialogue", "source_id"),
     Index("memweave_turns_status", "partition", "status", "position"),
+    Index("memweave_turns_dialogue", "partition", "dialogue", "position"),
     sqlite_autoincrement=True,
 )
 """Messages as they came in, kept so that a failed turn can be retried."""
