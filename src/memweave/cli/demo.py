@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean as mean
 from typing import TYPE_CHECKING, Annotated, Final, cast
@@ -14,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 import typer
 from rich.text import Text
 
-from memweave import __version__
 from memweave.cli import render
 from memweave.cli.common import AsJson, Embedding, Home, Model, Session, session
+from memweave.cli.outcome import Outcome, page, payload
 from memweave.cli.remember import answering_graph, construct, count_kinds
-from memweave.cli.report import AskedQuestion, RecallRow, Report, UndoStory, write_report
+from memweave.cli.report import AskedQuestion, RecallRow, UndoStory, write_report
 from memweave.errors import InputError
-from memweave.records import MemoryOp, OpKind, OpStatus, Turn
+from memweave.records import OpKind, OpStatus, Turn
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -37,32 +36,12 @@ USER: Final = "demo"
 KS: Final = (1, 3, 5, 10, 30)
 OURS: Final = frozenset({"ledger.sqlite", "ledger.sqlite-wal", "ledger.sqlite-shm", "index", "index.lock"})
 """What a data folder holds; the demo's folder is removed only if there is nothing else in it."""
-LABELS: Final = {"ADD": "added", "UPDATE": "updated", "DELETE": "deleted", "NOOP": "known already", "FAILED": "failed"}
 
 ReportFile = Annotated[Path, typer.Option("--report", help="Where to write the report.")]
 
 
 Say = Callable[[object], None]
 """Prints one thing for a person, or nothing."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a demo found out."""
-
-    turns: Sequence[Turn]
-    ops: Sequence[MemoryOp]
-    """The whole log, the undo and its own undo included."""
-    counts: Mapping[str, int]
-    """Operations of the conversation, by kind."""
-    memories: int
-    questions: Sequence[AskedQuestion]
-    undo: UndoStory | None
-    recall: Sequence[RecallRow]
-    embedding: str
-    model: str
-    seconds: float
-    """From the first turn to the last answer."""
 
 
 def demo(
@@ -93,9 +72,9 @@ def demo(
         embedding=embedding,
     ) as here:
         outcome = _run(here, console, quiet=as_json)
-    write_report(_page(outcome), report)
+    write_report(page(outcome), report)
     if as_json:
-        render.emit(_payload(outcome, report, folder))
+        render.emit(payload(outcome, report, folder))
         return
     console.print(Text.assemble("\nReport: ", (str(report), "bold"), "   (open it in a browser)"))
     console.print(Text(f"The memories stay in {folder}. Look around:", style="dim"))
@@ -282,49 +261,3 @@ def _show_recall(rows: Sequence[RecallRow], say: Say) -> None:
         style = "bold" if row.name == "all" else None
         render.row(made, row.name, row.questions, *(f"{100 * share:.0f}" for _, share in row.recall), style=style)
     say(made)
-
-
-def _page(outcome: Outcome) -> Report:
-    right = sum(asked.exact == 1 for asked in outcome.questions)
-    first, last = render.day(outcome.turns[0].observed_at), render.day(outcome.turns[-1].observed_at)
-    return Report(
-        title="What memweave remembered",
-        lead=f"A conversation of two friends, {first} to {last}: {len(outcome.turns)} messages, read one by one.",
-        tiles=(
-            ("messages", str(len(outcome.turns))),
-            ("memories", str(outcome.memories)),
-            *((LABELS.get(kind, kind), str(count)) for kind, count in outcome.counts.items()),
-            ("right answers", f"{right} of {len(outcome.questions)}"),
-            ("token F1", f"{mean(asked.f1 for asked in outcome.questions):.2f}"),
-        ),
-        turns=outcome.turns,
-        ops=outcome.ops,
-        questions=outcome.questions,
-        undo=outcome.undo,
-        recall=outcome.recall,
-        footer=f"memweave {__version__}. Embedding: {outcome.embedding}. Policies: {outcome.model}. "
-        f"Reading and answering took {outcome.seconds:.1f} s.",
-    )
-
-
-def _payload(outcome: Outcome, report: Path, home: Path) -> dict[str, object]:
-    story = outcome.undo
-    return {
-        "turns": len(outcome.turns),
-        "memories": outcome.memories,
-        "operations": dict(outcome.counts),
-        "exact_match": mean(asked.exact for asked in outcome.questions),
-        "f1": mean(asked.f1 for asked in outcome.questions),
-        "questions": [
-            {"question": q.question, "expected": q.expected, "answer": q.answer, "exact_match": q.exact, "f1": q.f1}
-            for q in outcome.questions
-        ],
-        "undo": story and {"operation": str(story.undone.id), "question": story.question,
-                           "answer_before": story.answer_before, "answer_after": story.answer_after},
-        "recall": {row.name: {str(k): share for k, share in row.recall} for row in outcome.recall},
-        "embedding": outcome.embedding,
-        "model": outcome.model,
-        "seconds": outcome.seconds,
-        "home": str(home),
-        "report": str(report),
-    }  # fmt: skip
