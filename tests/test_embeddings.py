@@ -26,7 +26,7 @@ from memweave.embeddings import (
 from memweave.errors import InputError, SettingsError, UnavailableError
 from memweave.memory_stores import MemoryBank, open_bank
 from memweave.records import Scope
-from memweave.testing.conformance import add, update
+from memweave.testing.operations import add, update
 from memweave.testing.embedders import Fault, FaultyEmbedder, TableEmbedder
 
 

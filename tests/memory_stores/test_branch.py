@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from memweave.errors import InputError, ScopeError, UnknownMemoryError
+from memweave.errors import ConflictError, InputError, ScopeError, UnknownMemoryError
 from memweave.memory_stores import Branch, MemoryBank
-from memweave.records import IndexFilter, Memory, Scope, new_id
+from memweave.records import IndexFilter, Memory, Scope, Turn, new_id
 from memweave.testing.audit import audit, replay
-from memweave.testing.conformance import add, delete, update
+from memweave.testing.operations import add, delete, update
 
 
 @pytest.fixture
@@ -19,6 +19,10 @@ def tea(bank: MemoryBank, scope: Scope) -> Memory:
     (op,) = bank.apply([add("Anna drinks tea", speaker="Anna")], scope=scope)
     assert op.after is not None
     return op.after
+
+
+def turn(source_id: str) -> Turn:
+    return Turn(source_id=source_id, speaker="Anna", text="Hi")
 
 
 def texts(store: MemoryBank | Branch, scope: Scope, word: str = "drinks") -> tuple[list[str], list[str]]:
@@ -115,3 +119,21 @@ def test_the_log_of_a_branch_replays_from_its_base(bank: MemoryBank, scope: Scop
     assert problems == []
     assert list(state.values()) == branch.memories(scope=scope)
     assert texts(branch, scope) == (["Anna drinks tea"],) * 2
+
+
+def test_turns_of_the_bank_can_be_given_to_a_branch(bank: MemoryBank, scope: Scope) -> None:
+    (stored,) = bank.accept([turn("1")], scope=scope)
+    branch = bank.branch(scope=scope)
+    (given,) = branch.accept([stored], scope=scope)
+    branch.apply([add("Anna drinks tea")], scope=scope, turn=given)
+    assert bank.turns(scope=scope) == [stored]
+
+
+def test_a_turn_of_a_branch_is_none_of_the_bank(bank: MemoryBank, scope: Scope) -> None:
+    (first,) = bank.accept([turn("1")], scope=scope)
+    (other,) = bank.branch(scope=scope).accept([turn("2")], scope=scope)
+    assert first.position == other.position  # each counts for itself
+    with pytest.raises(ConflictError, match="'2'"):
+        bank.apply([], scope=scope, turn=other)
+    bank.reject("prose", scope=scope, actor="model", turn=other)
+    assert bank.turns(scope=scope) == [first]

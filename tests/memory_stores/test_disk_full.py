@@ -14,7 +14,7 @@ from memweave.errors import StorageFullError
 from memweave.memory_stores import MemoryBank, open_bank
 from memweave.records import Scope, Turn
 from memweave.testing.audit import audit
-from memweave.testing.conformance import add
+from memweave.testing.operations import add
 
 SIZE_MB = 300  # reading the holes of a sparse file through a memory map takes up space on a tmpfs, unlike elsewhere
 
@@ -124,7 +124,7 @@ import resource, sys
 from memweave.errors import StorageFullError
 from memweave.memory_stores import open_bank
 from memweave.records import Scope
-from memweave.testing.conformance import add
+from memweave.testing.operations import add
 
 scope = Scope(user="anna")
 with open_bank(sys.argv[1], embedding="hashing:64") as bank:

@@ -25,8 +25,8 @@ from memweave.memory_stores import MemoryBank, SearchConfig, open_bank, reembed
 from memweave.memory_stores.engine import Marker
 from memweave.records import Scope
 from memweave.testing.audit import audit
-from memweave.testing.conformance import add, delete, update
 from memweave.testing.embedders import FaultyEmbedder
+from memweave.testing.operations import add, delete, update
 
 
 @pytest.fixture

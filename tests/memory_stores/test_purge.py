@@ -13,7 +13,7 @@ from memweave.errors import UnavailableError, UnknownMemoryError
 from memweave.memory_stores import MemoryBank, database, open_bank
 from memweave.records import PurgeReceipt, Scope, Turn
 from memweave.testing.audit import audit
-from memweave.testing.conformance import add, delete, update
+from memweave.testing.operations import add, delete, update
 
 BOB = Scope(user="bob")
 SECRET = Scope(user="qxsecret-user")

@@ -13,7 +13,7 @@ from memweave.errors import ConflictError, FormatError, InputError
 from memweave.memory_stores import MemoryBank, open_bank
 from memweave.records import ImportReceipt, OpStatus, Scope, Trust, Turn, TurnStatus
 from memweave.testing.audit import audit
-from memweave.testing.conformance import add, delete, noop, update
+from memweave.testing.operations import add, delete, noop, update
 
 HERE = Scope(user="anna")
 THERE = Scope(tenant="elsewhere", user="anna2")

@@ -1,4 +1,7 @@
-"""Conformance kits."""
+"""Operations in one line each, for tests.
+
+bank.apply([add("Anna drinks tea", speaker="Anna"), update(memory_id, "Anna drinks coffee")], scope=scope)
+"""
 
 from __future__ import annotations
 
