@@ -16,7 +16,7 @@ from memweave.memory_stores.core import Core
 from memweave.memory_stores.engine import AsyncSearch, IndexQuery, conditions
 from memweave.memory_stores.exact import ExactEngine, ExactIndex, matches
 from memweave.memory_stores.ledger import LedgerTransaction
-from memweave.memory_stores.rows import fields_of, point_of
+from memweave.memory_stores.rows import fields_of, point_of, speakers_of
 from memweave.memory_stores.store import MemoryStore, Vector
 from memweave.memory_stores.transfer import export_lines, import_lines
 from memweave.records import (
@@ -278,4 +278,5 @@ class MemoryBank(MemoryStore):
         partition = self._partition(scope)
         versions = {v.memory.id: v for v in self._core.ledger.snapshot(partition, scope, at=as_of)}
         engine = ExactEngine(ExactIndex([point_of(partition, v, self._encoder) for v in versions.values()]))
-        return self._search_exact(engine, versions, query, scope=scope, limit=limit, where=where)
+        names = speakers_of(versions.values())
+        return self._search_exact(engine, versions.__getitem__, names, query, scope=scope, limit=limit, where=where)

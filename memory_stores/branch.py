@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import count
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from memweave.errors import ConflictError, InputError, ScopeError, UnknownMemory
 from memweave.memory_stores.core import Core
 from memweave.memory_stores.engine import conditions
 from memweave.memory_stores.exact import ExactEngine, matches
-from memweave.memory_stores.rows import Version, fields_of, point_of
+from memweave.memory_stores.rows import Version, fields_of, point_of, speakers_of
 from memweave.memory_stores.store import MemoryStore
 from memweave.records import (
     IndexFilter,
@@ -60,7 +61,7 @@ class Branch(MemoryStore):
         self.scope = scope
         self._collection = collection
         self._key = scope.partition(collection)
-        self.base_seq, self._base, index = core.snapshot(self._key, scope)
+        self.base_seq, self._base, self._base_speakers, index = core.snapshot(self._key, scope)
         self.branched_at = utc_now()
         self._state = _State(ExactEngine(index))
         self._lock = threading.RLock()
@@ -78,11 +79,15 @@ class Branch(MemoryStore):
         self._partition(scope)
         state = self._state
         if as_of is None:
-            return self._search_exact(state.engine, self._alive(state), query, scope=scope, limit=limit, where=where)
+            names = self._base_speakers | speakers_of(v for v in state.written.values() if v is not None)
+            return self._search_exact(
+                state.engine, partial(self._current, state), names, query, scope=scope, limit=limit, where=where
+            )
         past = {m.id: v for v in self._all(state, as_of) for m in (v.memory,)}
         engine = ExactEngine()
         engine.upsert([point_of(self._key, version, self._encoder) for version in past.values()])
-        return self._search_exact(engine, past, query, scope=scope, limit=limit, where=where)
+        names = speakers_of(past.values())
+        return self._search_exact(engine, past.__getitem__, names, query, scope=scope, limit=limit, where=where)
 
     def memories(
         self, *, scope: Scope, where: IndexFilter | None = None, as_of: datetime | None = None, limit: int | None = None
@@ -167,6 +172,9 @@ class Branch(MemoryStore):
             alive = ((i, self._state.written.get(i, self._base.get(i))) for i in wanted)
             return [version.memory for _, version in alive if version is not None]
         return [v.memory for v in self._all(self._state, as_of) if v.memory.id in wanted]
+
+    def _current(self, state: _State, memory_id: UUID) -> Version:
+        return state.written.get(memory_id) or self._base[memory_id]
 
     def _alive(self, state: _State) -> dict[UUID, Version]:
         merged: dict[UUID, Version | None] = {**self._base, **state.written}

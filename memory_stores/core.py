@@ -16,7 +16,7 @@ from memweave.memory_stores.engine import SearchConfig, VectorEngine
 from memweave.memory_stores.exact import ExactIndex
 from memweave.memory_stores.ledger import Ledger
 from memweave.memory_stores.projector import Projector
-from memweave.memory_stores.rows import Version, point_of
+from memweave.memory_stores.rows import Version, point_of, speakers_of
 from memweave.memory_stores.store import Vector
 from memweave.memory_stores.text import EMBED_TEMPLATE, Bm25Encoder
 from memweave.records import Scope
@@ -50,7 +50,10 @@ class Core:
         self._projector: Projector | None = None
         self._lock = threading.RLock()
         self._query_vectors: OrderedDict[str, Vector] = OrderedDict()
-        self._snapshots: OrderedDict[tuple[str, int], tuple[dict[UUID, Version], ExactIndex]] = OrderedDict()
+        self._snapshots: OrderedDict[tuple[str, int], tuple[dict[UUID, Version], frozenset[str], ExactIndex]] = (
+            OrderedDict()
+        )
+        self._snapshot_lock = threading.Lock()  # of its own: making one takes long, and searches must not wait for it
 
     @property
     def projector(self) -> Projector:
@@ -85,14 +88,15 @@ class Core:
                     self._query_vectors.popitem(last=False)
         return vector
 
-    def snapshot(self, partition: str, scope: Scope) -> tuple[int, dict[UUID, Version], ExactIndex]:
-        """Return the state of a partition now: its sequence number, versions and exact index. Shared, never written to."""
+    def snapshot(self, partition: str, scope: Scope) -> tuple[int, dict[UUID, Version], frozenset[str], ExactIndex]:
+        """Return the state of a partition now: sequence number, versions, speakers and exact index. Shared, never written to."""
         seq = self.ledger.head()
-        with self._lock:
+        with self._snapshot_lock:
             found = self._snapshots.get((partition, seq))
             if found is None:
                 versions = {v.memory.id: v for v in self.ledger.snapshot(partition, scope, seq=seq)}
-                found = versions, ExactIndex([point_of(partition, v, self.encoder) for v in versions.values()])
+                index = ExactIndex([point_of(partition, v, self.encoder) for v in versions.values()])
+                found = versions, speakers_of(versions.values()), index
                 self._snapshots[partition, seq] = found
                 if len(self._snapshots) > _SNAPSHOTS:
                     self._snapshots.popitem(last=False)

@@ -165,7 +165,8 @@ class ExactEngine:
     def _dense_scores(
         self, vector: NDArray[np.float32], rows: NDArray[np.int64], own: Sequence[IndexPoint]
     ) -> NDArray[np.float64]:
-        parts = [self._base.dense[rows] @ vector] if len(rows) else []
+        # Multiplying first and selecting afterwards spares a copy of the matrix.
+        parts = [(self._base.dense @ vector)[rows]] if len(rows) else []
         if own:
             parts.append(np.stack([p.dense for p in own]) @ vector)
         return np.concatenate(parts).astype(np.float64)

@@ -187,7 +187,7 @@ class Ledger:
         """Return the versions with vectors that were alive at a time or at a sequence number (default: now)."""
         query = _alive(sa.select(_versions), at=at, seq=seq).where(_versions.c.partition == partition)
         with self.database.read() as connection:
-            return [version_of(row, scope) for row in connection.execute(query).mappings()]
+            return [_version_at(row, scope, seq) for row in connection.execute(query).mappings()]
 
     def whole(self, partition: str, scope: Scope) -> History:
         """Return everything there is about a partition, from one moment, oldest first."""
@@ -221,7 +221,7 @@ class Ledger:
                 rows = connection.execute(query.order_by(*order).limit(batch)).mappings().all()
             if not rows:
                 return
-            yield [(row["partition"], version_of(row, _owner(row))) for row in rows]
+            yield [(row["partition"], _version_at(row, _owner(row), seq)) for row in rows]
             last = (rows[-1]["partition"], rows[-1]["memory_id"], rows[-1]["version"])
 
     def changes(self, after: int, *, limit: int = 1_000) -> list[Change]:
@@ -471,6 +471,13 @@ def _pending(partition: str, turn: StoredTurn) -> tuple[sa.ColumnElement[bool], 
         _turns.c.source_id == turn.source_id,
         _turns.c.status == TurnStatus.PENDING.value,
     )
+
+
+def _version_at(row: sa.RowMapping, scope: Scope, seq: int | None) -> Version:
+    """Return a version as it was at a sequence number: not yet closed by what came later."""
+    if seq is not None and row["closed_seq"] is not None:
+        return version_of({**row, "closed_at": None}, scope)
+    return version_of(row, scope)
 
 
 def _owner(row: sa.RowMapping) -> Scope:

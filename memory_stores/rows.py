@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -30,6 +30,11 @@ class Version:
     memory: Memory
     vector: NDArray[np.float32]
     run_id: str | None
+
+
+def speakers_of(versions: Iterable[Version]) -> frozenset[str]:
+    """Return the participants that own versions."""
+    return frozenset(v.memory.speaker for v in versions if v.memory.speaker is not None)
 
 
 def micros(value: datetime | None) -> int | None:

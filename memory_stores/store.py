@@ -316,18 +316,18 @@ class MemoryStore(ABC):
     def _search_exact(
         self,
         engine: ExactEngine,
-        versions: Mapping[UUID, Version],
+        version: Callable[[UUID], Version],
+        speakers: Collection[str],
         query: str,
         *,
         scope: Scope,
         limit: int,
         where: IndexFilter | None,
     ) -> list[MemoryHit]:
-        """Search a state that is held in memory."""
-        speakers = {v.memory.speaker for v in versions.values() if v.memory.speaker is not None}
+        """Search a state that is held in memory. version: returns what the engine has under an id."""
         plan, boosted = self._plan(query, scope, limit, where, speakers)
         hits = self._boosted(engine.search(plan), boosted, limit)
-        return [MemoryHit(memory=versions[hit.key].memory, score=hit.score) for hit in hits]
+        return [MemoryHit(memory=version(hit.key).memory, score=hit.score) for hit in hits]
 
     def _query_vector(self, query: str) -> Vector | None:
         if self.config.dense_weight <= 0:

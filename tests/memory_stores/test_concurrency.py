@@ -246,6 +246,16 @@ def test_a_branch_holds_exactly_the_state_of_its_moment(bank: MemoryBank) -> Non
     assert all(m.text != "only in the branch" for m in bank.memories(scope=ANNA))
 
 
+def test_a_state_knows_nothing_of_what_closed_it_later(bank: MemoryBank) -> None:
+    """What a branch or an index reads while somebody writes."""
+    (op,) = bank.apply([add("likes tea")], scope=ANNA)
+    bank.apply([ProposedOp(kind=OpKind.DELETE, memory_id=op.memory_id, reason="r", actor="test")], scope=ANNA)
+    ledger = bank._core.ledger
+    (then,) = ledger.snapshot(ANNA.partition(), ANNA, seq=op.seq)
+    ((_, filled),) = next(ledger.everything(op.seq))
+    assert then.memory == filled.memory == op.after
+
+
 @pytest.mark.usefixtures("eager_switching")
 def test_an_export_is_one_moment_of_a_bank_that_is_written_to(bank: MemoryBank, tmp_path: Path) -> None:
     worker, exports = Worker(bank, 0), []
