@@ -143,7 +143,7 @@ def _from_attribute(question: Question, memories: tuple[Memory, ...]) -> tuple[s
                 found.append((memory.observed_at.timestamp() if memory.observed_at else 0.0, number, slot))
     if not found:
         return None
-    found.sort(key=lambda item: -item[0])
+    found.sort(key=lambda item: (-item[0], -item[1]))
     if found[0][2].accumulates:
         return _all_values(question, list(reversed(found)))
     _, number, slot = found[0]

@@ -228,7 +228,8 @@ first second our my new
 
 STANDING: Final = _words("""
 kid kids child children fam family friend friends people life home house work job year years week weekend month mom dad husband wife
-partner son daughter lot bit couple part way thing place heart body own time day moment side first last same
+partner son daughter lot bit couple part way thing place heart body own time day moment side first last same experience
+journey community story stories path
 """)
 """What is always there: "my family" refers to no statement in particular."""
 

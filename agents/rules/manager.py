@@ -15,6 +15,7 @@ is sure of is an ADD. Deterministic, and linear in facts times memories.
 from __future__ import annotations
 
 import json
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -25,6 +26,7 @@ from memweave.agents.roles import Fact, ManageRequest
 from memweave.agents.rules import merging
 from memweave.agents.rules.attributes import Slot, attribute_name, canonical, may_replace, shared_attribute, slots
 from memweave.agents.rules.merging import Relation
+from memweave.agents.rules.patterns import PHOTO
 from memweave.agents.rules.retraction import Retraction, is_bare, retractions, takes_back
 from memweave.agents.rules.text import sentences
 from memweave.agents.rules.voice import said_prefix
@@ -56,6 +58,8 @@ class _Draft:
     """What was found to be in memory already, by number; `None` for what is about no memory in particular."""
     added: dict[str, str] = field(default_factory=dict)
     """Texts to add, with the reason."""
+    seen: set[Hashable] = field(default_factory=set)
+    """Identities of the facts worked through."""
 
     def change(self, decision: Decision) -> None:
         """Set what happens to a memory; a later decision about the same one takes the earlier one's place."""
@@ -138,8 +142,9 @@ def _one(fact: Fact, draft: _Draft) -> None:
         draft.leave("takes something back without saying what")
         return
     taken_back = retractions(text, speaker)
+    replaced = _replace(text, speaker, draft)  # first: "I left X and work at Y" is one UPDATE
     deleted = [_take_back(retraction, speaker, draft) for retraction in taken_back]
-    if _replace(text, speaker, draft):
+    if replaced:
         return
     if taken_back and not any(retraction.lasting for retraction in taken_back):
         if not any(deleted):
@@ -158,9 +163,11 @@ def _repeats(fact: Fact, text: str, draft: _Draft) -> bool:
         if merging.relation(text, old, fact.turn.speaker, same_day=same_day) is Relation.REPEATS:
             draft.leave(f"already in memory: {_quote(old, fact.turn.speaker)}", number)
             return True
-    return any(
-        merging.relation(text, added, fact.turn.speaker, same_day=True) is Relation.REPEATS for added in draft.added
-    )
+    identity = merging.identity(text, fact.turn.speaker)
+    if identity in draft.seen:
+        return True
+    draft.seen.add(identity)
+    return False
 
 
 def _take_back(retraction: Retraction, speaker: str, draft: _Draft) -> bool:
@@ -206,10 +213,10 @@ def _replace(text: str, speaker: str, draft: _Draft) -> bool:
 def _extend(fact: Fact, text: str, draft: _Draft) -> bool:
     """Merge a fact into the memory that gives the same attribute, adds up with it, or says much the same."""
     candidates: list[tuple[float, int, str, str]] = []
-    speaker = fact.turn.speaker
+    speaker, shows = fact.turn.speaker, "[shares a photo" in fact.turn.text
     for number, old in draft.texts.items():
-        if retractions(old, speaker):
-            continue
+        if retractions(old, speaker) or (shows and PHOTO.match(old)):
+            continue  # "this bowl" is in the photo that came with the words, not in an older one
         memory = draft.memories[number]
         same_day = _day(fact.turn.observed_at) == _day(memory.observed_at)
         old_day = None if same_day else _day(memory.observed_at)

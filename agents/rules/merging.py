@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -21,6 +22,9 @@ Noun: TypeAlias = tuple[str, frozenset[str]]
 
 LONGEST_MERGE: Final = 600
 """In characters: a memory does not grow beyond this by merging."""
+
+LONGEST_READ: Final = 4_000
+"""In characters: a longer text is compared letter by letter only."""
 
 SAME_TOPIC: Final = 0.75
 """Share of the shorter statement's content words that the longer one must have for the two to be one memory, on different days."""
@@ -120,11 +124,15 @@ def _nouns(phrases: list[str]) -> tuple[Noun, ...]:
     """Return (head, modifiers) of the noun phrases that begin at the given places: the words up to the first function word."""
     found: list[Noun] = []
     for phrase in phrases:
-        kept = list(takewhile(lambda w: w.lower() not in STOP and not w.endswith("ly"), words(phrase)))
+        kept = list(takewhile(_may_be_noun, words(phrase)))
         head = stem(kept[-1]) if kept else ""
         if len(head) > 2 and head not in _SMALL_STEMS | _STANDING:
             found.append((head, frozenset(stem(w) for w in kept[:-1]) - _SMALL_STEMS))
     return tuple(found)
+
+
+def _may_be_noun(word: str) -> bool:
+    return word.lower() not in STOP and word not in IRREGULAR_PAST and not word.endswith("ly")
 
 
 def _pairs(text: str, without: frozenset[str]) -> frozenset[tuple[str, str]]:
@@ -156,6 +164,8 @@ def relation(new: str, old: str, speaker: str, *, same_day: bool) -> Relation:
     same_day: whether both were said on one day. What was told in the past tense on two days may be two events, and two different
     dates or numbers are never one statement.
     """
+    if max(len(new), len(old)) > LONGEST_READ:
+        return Relation.REPEATS if new == old else Relation.OTHER
     a, b = _read(new, speaker), _read(old, speaker)
     if not a.stems or not b.stems or a.negated != b.negated or a.question != b.question:
         return Relation.OTHER
@@ -173,8 +183,18 @@ def relation(new: str, old: str, speaker: str, *, same_day: bool) -> Relation:
     return Relation.OTHER
 
 
+def identity(text: str, speaker: str) -> Hashable:
+    """Return what two statements have in common when they repeat each other word for word, small words aside."""
+    if len(text) > LONGEST_READ:
+        return text
+    read = _read(text, speaker)
+    return (read.stems, read.dates, read.negated, read.question) if read.stems else text
+
+
 def overlap(new: str, old: str, speaker: str, *, same_day: bool) -> float:
     """Return how sure it is that `new` goes on about what `old` says, in [0, 1]; 0 when they had better stay apart."""
+    if max(len(new), len(old)) > LONGEST_MERGE:
+        return 0.0
     a, b = _read(new, speaker), _read(old, speaker)
     shared = a.topic & b.topic
     if (

@@ -45,7 +45,7 @@ _SAID = r"(?:what|everything|anything|all) I (?:said|told you|mentioned|wrote) a
 _CUES: Final[tuple[tuple[bool, re.Pattern[str]], ...]] = tuple(
     (lasting, re.compile(pattern))
     for lasting, pattern in (
-        (True, rf"\b(?:I|[Ww]e){_BETWEEN} (?P<cue>{_ENDED}) {_OBJECT}"),
+        (True, rf"\b(?:I|[Ww]e){_BETWEEN} (?P<cue>{_ENDED}) (?!(?:at|by|in|for|to|off|over|on)\b){_OBJECT}"),
         (True, rf"\bI (?:am |have )?(?P<cue>no longer) {_OBJECT}"),
         (
             True,
