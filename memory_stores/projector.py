@@ -195,6 +195,8 @@ class Projector:
                 loaded = self._ledger.current(partition, missing, scope)
                 for memory in loaded.values():
                     cache.setdefault((partition, memory.id), memory)
+                    if len(cache) > _CACHED:
+                        cache.popitem(last=False)
         out: list[MemoryHit] = []
         for hit in hits:
             found = cache.get((partition, hit.key)) or loaded.get(hit.key)

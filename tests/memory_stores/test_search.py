@@ -248,3 +248,13 @@ def test_a_search_of_the_past_is_the_search_of_then(opened: OpenBank, scope: Sco
         assert [m for m, _ in past] == [m for m, _ in hits]
         assert [s for _, s in past] == pytest.approx([s for _, s in hits], abs=1e-4)
     assert bank.search("tea", scope=scope, as_of=MAY - timedelta(days=9_000)) == []
+
+
+def test_a_small_cache_finds_the_same(opened: OpenBank, scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memweave.memory_stores.projector._CACHED", 3)
+    bank = opened()
+    bank.apply([add(f"tea {i}") for i in range(8)], scope=scope)
+    for _ in range(2):
+        assert len(bank.search("tea", scope=scope)) == 8
+        assert len(bank._core.projector._cache) <= 3
+        bank.rebuild()
