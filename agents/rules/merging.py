@@ -222,7 +222,11 @@ def joined(old: str, new: str, speaker: str, old_day: str | None) -> str | None:
 
     old_day: when the old one was said, if not on the same day as the new one.
     """
-    text = f"{new} Earlier ({old_day}): {old}" if old_day else f"{old} {_unquoted(new, old, speaker)}"
+    if old_day:
+        text = f"{new} Earlier ({old_day}): {old}"
+    else:  # before what was said on earlier days, so that it does not read as one of them
+        same_day, earlier, rest = old.partition(" Earlier (")
+        text = f"{same_day} {_unquoted(new, same_day, speaker)}{earlier}{rest}"
     return text if len(text) <= LONGEST_MERGE else None
 
 

@@ -197,6 +197,14 @@ def test_more_detail_about_the_same_thing_on_the_same_day_is_merged() -> None:
     assert kinds("Mara said: The support group gave me courage.", "Mara went to an art group.") == [OpKind.ADD]
 
 
+def test_what_is_said_today_stands_before_what_was_said_earlier() -> None:
+    old = memory("Mara plays the piano. Earlier (2025-01-11): Mara plays the cello.", at=NOON)
+    (op,) = managed("Mara started playing the flute.", old)
+    assert (
+        op.text == "Mara plays the piano. Mara started playing the flute. Earlier (2025-01-11): Mara plays the cello."
+    )
+
+
 # retraction
 
 
