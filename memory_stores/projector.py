@@ -188,18 +188,17 @@ class Projector:
     def resolve(self, partition: str, scope: Scope, hits: Sequence[IndexHit]) -> list[MemoryHit]:
         """Return the current memories of index hits; a hit that was replaced or deleted meanwhile is left out."""
         cache = self._cache
-        missing = [hit.key for hit in hits if (partition, hit.key) not in cache]
-        loaded: dict[UUID, Memory] = {}
+        known = {hit.key: cache.get((partition, hit.key)) for hit in hits}
+        missing = [key for key, memory in known.items() if memory is None]
         if missing:
             with self._lock:  # no projection in between: what is read here is as new as the cache
-                loaded = self._ledger.current(partition, missing, scope)
-                for memory in loaded.values():
-                    cache.setdefault((partition, memory.id), memory)
+                for memory in self._ledger.current(partition, missing, scope).values():
+                    known[memory.id] = cache.setdefault((partition, memory.id), memory)
                     if len(cache) > _CACHED:
                         cache.popitem(last=False)
         out: list[MemoryHit] = []
         for hit in hits:
-            found = cache.get((partition, hit.key)) or loaded.get(hit.key)
+            found = known[hit.key]
             if found is not None and found.version == hit.version:
                 out.append(MemoryHit(found, hit.score))
         return out
