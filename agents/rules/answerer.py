@@ -183,7 +183,7 @@ def _cut(question: Question, matches: list[_Match]) -> tuple[str, list[_Match]]:
         return "No" if ended or negated(best.sentence) else "Yes", [best]
     telling = _without_subject(best.sentence, best.memory.speaker)
     if ended and question.now:
-        return spans.shortened(telling), [best]
+        return spans.shortened(spans.first_clause(telling)), [best]
     cut: str | None = None
     if question.kind is Kind.WHEN:
         cut = spans.date_in(best.sentence) or spans.date_in(_BEFORE.sub("", best.memory.text)) or _told(best)

@@ -80,9 +80,11 @@ def facts(turn: Turn, history: tuple[Turn, ...] = ()) -> list[str]:
 
 def _apart(fact: str, speaker: str) -> list[str]:
     """Cut "Mara lives in Ghent, and Mara works at the library" in two, so that each half can change by itself."""
-    head, joint, tail = fact.partition(f", and {speaker} ")
-    tail = f"{speaker} {tail}"
-    return [f"{head}.", tail] if joint and slots(head, speaker) and slots(tail, speaker) else [fact]
+    for joint in re.finditer(rf",? and (?={re.escape(speaker)} )", fact):
+        head, tail = f"{fact[: joint.start()]}.", fact[joint.end() :]
+        if slots(head, speaker) and slots(tail, speaker):
+            return [head, *_apart(tail, speaker)]
+    return [fact]
 
 
 def _groups(text: str, question: str | None, names: frozenset[str]) -> list[_Group]:

@@ -117,6 +117,11 @@ def _until_stop(tokens: list[str]) -> list[str]:
     return tokens
 
 
+def first_clause(text: str) -> str:
+    """Return `text` up to its first comma, full stop or conjunction, if that comes after a few words."""
+    return " ".join(_until_stop(text.split()))
+
+
 def shortened(text: str) -> str:
     """Return the first words of `text`, at most `MOST_WORDS`, without function words and punctuation at its ends."""
     tokens = text.split()

@@ -105,6 +105,11 @@ def test_an_answer_without_a_pattern_is_at_most_six_words() -> None:
     assert len(found.text.split()) <= 6
 
 
+def test_what_ended_is_said_instead_of_a_date_or_place() -> None:
+    ended = memory("Sadly Jonas had to drop the Japanese class, the new studio eats Jonas's evenings.", speaker="Jonas")
+    assert answered("On which day does Jonas have his Japanese class?", ended).text == "drop the Japanese class"
+
+
 def test_the_reply_quotes_the_memory_with_its_number_and_date() -> None:
     request = AnswerRequest(question="Where does Mara live?", memories=(MEMORIES[2], MEMORIES[0]))
     reply = RuleAnswerer().reply(request)

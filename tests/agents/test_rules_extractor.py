@@ -87,8 +87,13 @@ def test_sentences_that_lean_on_one_another_stay_together() -> None:
 
 
 def test_two_attributes_in_one_sentence_become_two_facts() -> None:
-    said = "I live in Ghent, above the bike shop, and I work at the city library."
-    assert extracted(turn(said)) == ["Mara lives in Ghent, above the bike shop.", "Mara works at the city library."]
+    said = "I live in Ghent, above the bike shop, and I work at the city library and I'm allergic to nuts."
+    assert extracted(turn(said)) == [
+        "Mara lives in Ghent, above the bike shop.",
+        "Mara works at the city library.",
+        "Mara is allergic to nuts.",
+    ]
+    assert extracted(turn("I live in Ghent and I love it.")) == ["Mara lives in Ghent and Mara loves it."]
 
 
 def test_an_answer_keeps_the_question_that_it_needs() -> None:
