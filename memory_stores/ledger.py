@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection
 
 from memweave.errors import ConflictError, FormatError, UnknownMemoryError
-from memweave.memory_stores import schema
+from memweave.memory_stores import schema, statements
 from memweave.memory_stores.database import Database
 from memweave.memory_stores.probes import reached
 from memweave.memory_stores.rows import (
@@ -57,24 +57,6 @@ _OWNER_COLUMNS: Final = (_scopes.c.tenant, _scopes.c.user)
 _VERSIONS_AND_OWNERS: Final = sa.select(_versions, *_OWNER_COLUMNS).join(
     _scopes, _scopes.c.partition == _versions.c.partition
 )
-_CHANGES: Final = (
-    sa.select(
-        *(_ops.c[name].label(f"op_{name}") for name in ("seq", "partition", "kind", "status", "memory_id")),
-        _versions,
-        *_OWNER_COLUMNS,
-    )
-    .select_from(_ops)
-    .outerjoin(
-        _versions,
-        sa.and_(
-            _versions.c.partition == _ops.c.partition,
-            _versions.c.memory_id == _ops.c.memory_id,
-            _versions.c.version == _ops.c.after_version,
-        ),
-    )
-    .outerjoin(_scopes, _scopes.c.partition == _ops.c.partition)
-)
-_HEAD: Final = "SELECT seq FROM memweave_ops ORDER BY seq DESC LIMIT 1"
 
 
 class Effect(StrEnum):
@@ -140,12 +122,12 @@ class Ledger:
     def meta(self, key: str) -> str | None:
         """Return a fact about this ledger, or `None` when it was never set."""
         with self.database.read() as connection:
-            value: str | None = connection.execute(sa.select(_meta.c.value).where(_meta.c.key == key)).scalar()
+            value: str | None = connection.execute(statements.META, {"name": key}).scalar()
         return value
 
     def head(self) -> int:
         """Return the last `seq`, 0 for an empty ledger."""
-        return int(self.database.peek(_HEAD) or 0)
+        return int(self.database.peek(statements.HEAD) or 0)
 
     @contextmanager
     def write(self) -> Iterator[LedgerTransaction]:
@@ -226,9 +208,9 @@ class Ledger:
 
     def changes(self, after: int, *, limit: int = 1_000) -> list[Change]:
         """Return what happened after `seq`, in order, for an index to follow."""
-        query = _CHANGES.where(_ops.c.seq > after).order_by(_ops.c.seq).limit(limit)
+        asked = {"after": after, "most": limit}
         with self.database.read() as connection:
-            return [_change(row) for row in connection.execute(query).mappings()]
+            return [_change(row) for row in connection.execute(statements.CHANGES, asked).mappings()]
 
     def log(
         self,
@@ -302,7 +284,7 @@ class LedgerTransaction:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        last = connection.exec_driver_sql("SELECT recorded_at FROM memweave_ops ORDER BY seq DESC LIMIT 1").scalar()
+        last = connection.exec_driver_sql(statements.LAST_TIME).scalar()
         now = utc_now()
         previous = moment(last)
         # Ledger time never stands still or goes back, so that a time names one state.
@@ -310,7 +292,7 @@ class LedgerTransaction:
 
     def meta(self, key: str) -> str | None:
         """Return a fact about this ledger, or `None` when it was never set."""
-        value: str | None = self.connection.execute(sa.select(_meta.c.value).where(_meta.c.key == key)).scalar()
+        value: str | None = self.connection.execute(statements.META, {"name": key}).scalar()
         return value
 
     def set_meta(self, key: str, value: str) -> None:
@@ -320,7 +302,7 @@ class LedgerTransaction:
 
     def ensure_owner(self, partition: str, scope: Scope, collection: str) -> None:
         """Record whose partition it is."""
-        if self.connection.execute(sa.select(_scopes.c.user).where(_scopes.c.partition == partition)).first() is None:
+        if self.connection.execute(statements.OWNER, {"owned": partition}).first() is None:
             row = {"partition": partition, "collection": collection, "tenant": scope.tenant, "user": scope.user}
             self.connection.execute(sa.insert(_scopes), row)
 
@@ -332,27 +314,19 @@ class LedgerTransaction:
 
     def current(self, partition: str, memory_id: UUID, scope: Scope) -> Version | None:
         """Return the current version of a memory."""
-        query = sa.select(_versions).where(
-            _versions.c.partition == partition, _versions.c.memory_id == memory_id.hex, _versions.c.closed_seq.is_(None)
-        )
-        row = self.connection.execute(query).mappings().first()
+        asked = {"in_partition": partition, "of_memory": memory_id.hex}
+        row = self.connection.execute(statements.CURRENT, asked).mappings().first()
         return version_of(row, scope) if row else None
 
     def last_version(self, partition: str, memory_id: UUID) -> int:
         """Return the number of the last version ever of a memory, 0 if it never existed."""
-        query = sa.select(sa.func.max(_versions.c.version)).where(
-            _versions.c.partition == partition, _versions.c.memory_id == memory_id.hex
-        )
-        return self.connection.execute(query).scalar() or 0
+        asked = {"in_partition": partition, "of_memory": memory_id.hex}
+        return self.connection.execute(statements.LAST_VERSION, asked).scalar() or 0
 
     def version(self, partition: str, memory: Memory) -> Version:
         """Return a version with its vector."""
-        query = sa.select(_versions).where(
-            _versions.c.partition == partition,
-            _versions.c.memory_id == memory.id.hex,
-            _versions.c.version == memory.version,
-        )
-        return version_of(self.connection.execute(query).mappings().one(), memory.scope)
+        asked = {"in_partition": partition, "of_memory": memory.id.hex, "at_version": memory.version}
+        return version_of(self.connection.execute(statements.VERSION, asked).mappings().one(), memory.scope)
 
     def op(self, partition: str, op_id: UUID, scope: Scope) -> MemoryOp:
         """Return an operation. Raises: UnknownMemoryError."""
@@ -374,7 +348,7 @@ class LedgerTransaction:
 
     def record(self, partition: str, op: MemoryOp, opened: Version | None) -> MemoryOp:
         """Append an operation, close what it replaces, open what it writes; return it with its `seq`."""
-        result = self.connection.execute(sa.insert(_ops), op_row(partition, op))
+        result = self.connection.execute(statements.INSERT_OP, op_row(partition, op))
         key = result.inserted_primary_key
         assert key is not None  # a single-row insert always has one
         seq = int(key[0])
@@ -383,20 +357,13 @@ class LedgerTransaction:
         if op.before is not None and changes_state:
             self._close(partition, op.before, seq, op.recorded_at)
         if opened is not None:
-            self.connection.execute(sa.insert(_versions), version_row(partition, opened, seq))
+            self.connection.execute(statements.INSERT_VERSION, version_row(partition, opened, seq))
             reached("apply:opened")
         return op.model_copy(update={"seq": seq})
 
     def _close(self, partition: str, memory: Memory, seq: int, at: datetime) -> None:
-        self.connection.execute(
-            sa.update(_versions)
-            .where(
-                _versions.c.partition == partition,
-                _versions.c.memory_id == memory.id.hex,
-                _versions.c.version == memory.version,
-            )
-            .values(closed_seq=seq, closed_at=micros(at))
-        )
+        which = {"in_partition": partition, "of_memory": memory.id.hex, "at_version": memory.version}
+        self.connection.execute(statements.CLOSE_VERSION, {**which, "by_seq": seq, "by_time": micros(at)})
         reached("apply:closed")
 
     def accept(self, partition: str, turns: Sequence[Turn], scope: Scope) -> list[StoredTurn]:
@@ -433,8 +400,7 @@ class LedgerTransaction:
 
     def finish_turn(self, partition: str, turn: StoredTurn) -> None:
         """Mark a turn done. Raises: ConflictError when it already was, for example by another process."""
-        done = {"status": TurnStatus.DONE.value, "error": None}
-        changed = self.connection.execute(sa.update(_turns).where(*_pending(partition, turn)).values(**done))
+        changed = self.connection.execute(statements.FINISH_TURN, _which_turn(partition, turn))
         if changed.rowcount != 1:
             raise ConflictError(
                 f"turn {turn.source_id!r} is already done or does not belong to {turn.scope}; nothing was changed."
@@ -443,8 +409,7 @@ class LedgerTransaction:
 
     def fail_turn(self, partition: str, turn: StoredTurn, error: str) -> None:
         """Leave a turn pending and count the failed attempt; one that is done stays as it is."""
-        values = {"attempts": _turns.c.attempts + 1, "error": error}
-        self.connection.execute(sa.update(_turns).where(*_pending(partition, turn)).values(**values))
+        self.connection.execute(statements.FAIL_TURN, {**_which_turn(partition, turn), "because": error})
 
     def purge(self, scope: Scope) -> PurgeReceipt:
         """Erase everything of a scope; one content-free tombstone per partition remains."""
@@ -462,15 +427,14 @@ class LedgerTransaction:
         return PurgeReceipt(memories=counts[_versions.name], operations=operations, turns=counts[_turns.name])
 
 
-def _pending(partition: str, turn: StoredTurn) -> tuple[sa.ColumnElement[bool], ...]:
-    """Return what finds a turn that is not done. A position alone could be one of a branch."""
-    return (
-        _turns.c.partition == partition,
-        _turns.c.position == turn.position,
-        _turns.c.dialogue == turn.dialogue,
-        _turns.c.source_id == turn.source_id,
-        _turns.c.status == TurnStatus.PENDING.value,
-    )
+def _which_turn(partition: str, turn: StoredTurn) -> dict[str, str | int]:
+    """Return what finds a turn, as the parameters of a statement."""
+    return {
+        "in_partition": partition,
+        "at_position": turn.position,
+        "in_dialogue": turn.dialogue,
+        "of_source": turn.source_id,
+    }
 
 
 def _version_at(row: sa.RowMapping, scope: Scope, seq: int | None) -> Version:

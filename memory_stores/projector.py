@@ -55,7 +55,8 @@ class Projector:
             return
         with self._lock, self._ledger.database.projecting() if self._shared else nullcontext():
             marker = self._opened()
-            while changes := self._ledger.changes(self._seq, limit=_BATCH):
+            while self._seq < self._ledger.head():  # another thread may have been here
+                changes = self._ledger.changes(self._seq, limit=_BATCH)
                 if not self._shared and any(c.effect is Effect.DROP for c in changes):
                     # Deleted points linger in the files of an embedded index; a purge must leave nothing behind.
                     marker = self._fill()

@@ -59,6 +59,7 @@ ops = Table(
     UniqueConstraint("partition", "op_id"),
     Index("memweave_ops_partition", "partition", "seq"),
     Index("memweave_ops_memory", "partition", "memory_id", "seq"),
+    Index("memweave_ops_run", "partition", "run_id", "seq"),
     sqlite_autoincrement=True,
 )
 """The log, append-only. kind PURGE is the content-free tombstone of a purged partition."""

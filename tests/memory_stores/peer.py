@@ -1,15 +1,15 @@
 """A second process on a data folder, driven line by line; `test_processes.py` and the PostgreSQL tests start this file.
 
-    python peer.py HOME [LEDGER_URL]         requests and replies are JSON lines on standard input and output
+python peer.py HOME [LEDGER_URL]         requests and replies are JSON lines on standard input and output
 
-    {"do": "add", "text": T}                 -> {"id": HEX, "op": HEX}
-    {"do": "update", "id": HEX, "text": T}   -> {"id": HEX, "op": HEX}
-    {"do": "delete", "id": HEX}              -> {"op": HEX}
-    {"do": "undo", "op": HEX}                -> {"op": HEX}
-    {"do": "read", "id": HEX, "text": Q}     -> {"get": TEXT or null, "found": TEXT or null, "listed": TEXT or null}
-    {"do": "burst", "count": N, "name": S}   -> {"ids": [HEX]}       N writes and searches in a row
-    {"do": "facts"}                          -> {"owner": bool, "index": PATH, "count": N}
-    {"do": "purge"}, {"do": "close"}         -> {}
+{"do": "add", "text": T}                 -> {"id": HEX, "op": HEX}
+{"do": "update", "id": HEX, "text": T}   -> {"id": HEX, "op": HEX}
+{"do": "delete", "id": HEX}              -> {"op": HEX}
+{"do": "undo", "op": HEX}                -> {"op": HEX}
+{"do": "read", "id": HEX, "text": Q}     -> {"get": TEXT or null, "found": TEXT or null, "listed": TEXT or null}
+{"do": "burst", "count": N, "name": S}   -> {"ids": [HEX]}       N writes and searches in a row
+{"do": "facts"}                          -> {"owner": bool, "index": PATH, "count": N}
+{"do": "purge"}, {"do": "close"}         -> {}
 """
 
 from __future__ import annotations
@@ -76,7 +76,11 @@ class Peer:
     def facts(self) -> dict[str, Any]:
         count = self.bank.count(scope=ANNA)
         engine = self.bank._core.projector.engine
-        return {"owner": getattr(engine, "owns_folder", None), "index": str(getattr(engine, "_path", "")), "count": count}
+        return {
+            "owner": getattr(engine, "owns_folder", None),
+            "index": str(getattr(engine, "_path", "")),
+            "count": count,
+        }
 
     def purge(self) -> dict[str, Any]:
         self.bank.purge(scope=ANNA)

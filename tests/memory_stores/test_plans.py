@@ -30,6 +30,10 @@ READS: dict[str, tuple[Callable[[MemoryBank, Scope], object], str]] = {
         lambda bank, scope: bank.log(scope=scope, newest=True, limit=2),
         "memweave_ops_partition (partition=? AND seq>?)",
     ),
+    "a run": (
+        lambda bank, scope: bank.log(scope=scope, run_id="1"),
+        "memweave_ops_run (partition=? AND run_id=? AND seq>?)",
+    ),
     "history": (
         lambda bank, scope: bank.history(bank.memories(scope=scope)[0].id, scope=scope),
         "memweave_ops_memory (partition=? AND memory_id=? AND seq>?)",
