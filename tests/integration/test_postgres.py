@@ -17,7 +17,7 @@ from memweave.errors import SettingsError, UnavailableError
 from memweave.memory_stores import MemoryBank, open_bank
 from memweave.records import OpKind, Scope, Turn, TurnStatus
 from memweave.testing.audit import audit
-from memweave.testing.conformance import add, delete, update
+from memweave.testing.operations import add, delete, update
 
 if TYPE_CHECKING:
     from conftest import Postgres
