@@ -26,8 +26,8 @@ from memweave.embeddings import (
 from memweave.errors import InputError, SettingsError, UnavailableError
 from memweave.memory_stores import MemoryBank, open_bank
 from memweave.records import Scope
-from memweave.testing.operations import add, update
 from memweave.testing.embedders import Fault, FaultyEmbedder, TableEmbedder
+from memweave.testing.operations import add, update
 
 
 def similarity(model: Embedder, one: str, other: str) -> float:
