@@ -17,6 +17,7 @@ from memweave.errors import SettingsError, UnavailableError
 from memweave.memory_stores import MemoryBank, open_bank
 from memweave.records import OpKind, Scope, Turn, TurnStatus
 from memweave.testing.audit import audit
+from memweave.testing.conformance import StoreConformance
 from memweave.testing.operations import add, delete, update
 
 if TYPE_CHECKING:
@@ -52,6 +53,18 @@ def bank(tmp_path: Path, url: str) -> Iterator[MemoryBank]:
     """Return an empty bank whose ledger is in PostgreSQL."""
     with open_bank(tmp_path / "bank", embedding="hashing:64", ledger_url=url) as opened:
         yield opened
+
+
+class TestBankOnPostgres(StoreConformance):
+    """Everything that a memory store has to do; the tests below add what only a server can get wrong."""
+
+    @pytest.fixture
+    def store(self, bank: MemoryBank) -> MemoryBank:
+        return bank
+
+    @pytest.fixture
+    def scope(self) -> Scope:
+        return ANNA
 
 
 def texts(bank: MemoryBank, **asked: Any) -> list[str]:
