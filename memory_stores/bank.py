@@ -17,7 +17,7 @@ from memweave.memory_stores.engine import AsyncSearch, IndexQuery, conditions
 from memweave.memory_stores.exact import ExactEngine, ExactIndex, matches
 from memweave.memory_stores.ledger import LedgerTransaction
 from memweave.memory_stores.rows import fields_of, point_of, speakers_of
-from memweave.memory_stores.store import MemoryStore, Vector
+from memweave.memory_stores.store import MemoryStore, Vector, check_limit
 from memweave.memory_stores.transfer import export_lines, import_lines
 from memweave.records import (
     ImportReceipt,
@@ -102,6 +102,7 @@ class MemoryBank(MemoryStore):
         self, *, scope: Scope, where: IndexFilter | None = None, as_of: datetime | None = None, limit: int | None = None
     ) -> list[Memory]:
         """Return the current memories (or those at a ledger time), oldest first."""
+        check_limit(limit)
         partition, asked = self._partition(scope), conditions(where)
         found = self._core.ledger.memories(partition, scope, at=as_of, limit=None if asked else limit)
         return [memory for memory, run_id in found if matches(fields_of(memory, run_id), asked)][:limit]
@@ -118,6 +119,7 @@ class MemoryBank(MemoryStore):
         newest: bool = False,
     ) -> list[MemoryOp]:
         """Return operations, oldest first; with `newest`, the last `limit` of them."""
+        check_limit(limit)
         return self._core.ledger.log(
             self._partition(scope), scope, after=after, limit=limit, run_id=run_id, memory_id=memory_id, status=status, newest=newest
         )  # fmt: skip
@@ -132,6 +134,7 @@ class MemoryBank(MemoryStore):
         limit: int | None = None,
     ) -> list[StoredTurn]:
         """Return accepted turns, oldest first; with `before` and `limit`, the last ones before that position."""
+        check_limit(limit)
         return self._core.ledger.turns(
             self._partition(scope), scope, dialogue=dialogue, status=status, before=before, limit=limit
         )

@@ -20,7 +20,7 @@ from memweave.memory_stores.core import Core
 from memweave.memory_stores.engine import conditions
 from memweave.memory_stores.exact import ExactEngine, matches
 from memweave.memory_stores.rows import Version, fields_of, point_of, speakers_of
-from memweave.memory_stores.store import MemoryStore
+from memweave.memory_stores.store import MemoryStore, check_limit
 from memweave.records import (
     IndexFilter,
     Memory,
@@ -93,6 +93,7 @@ class Branch(MemoryStore):
         self, *, scope: Scope, where: IndexFilter | None = None, as_of: datetime | None = None, limit: int | None = None
     ) -> list[Memory]:
         """Return the current memories (or those at a time since branching), oldest first."""
+        check_limit(limit)
         self._partition(scope)
         asked = conditions(where)
         found = sorted(self._all(self._state, as_of), key=lambda v: v.memory.id)
@@ -110,6 +111,7 @@ class Branch(MemoryStore):
         newest: bool = False,
     ) -> list[MemoryOp]:
         """Return the operations of this branch (not those before it), oldest first."""
+        check_limit(limit)
         self._partition(scope)
         found = [
             op
@@ -131,6 +133,7 @@ class Branch(MemoryStore):
         limit: int | None = None,
     ) -> list[StoredTurn]:
         """Return the turns that were given to this branch, oldest first."""
+        check_limit(limit)
         self._partition(scope)
         found = [
             turn

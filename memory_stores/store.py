@@ -48,6 +48,12 @@ R = TypeVar("R")
 Vector = NDArray[np.float32]
 
 
+def check_limit(limit: int | None) -> None:
+    """Raise `InputError` for a negative number of rows."""
+    if limit is not None and limit < 0:
+        raise InputError(f"limit {limit} is negative; leave it out for all.")
+
+
 class Transaction(Protocol):
     """An open write transaction: all of it happens, or none."""
 

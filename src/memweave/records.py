@@ -171,12 +171,6 @@ class TurnStatus(StrEnum):
     DONE = "done"
 
 
-TURN_TRANSITIONS: Final[dict[TurnStatus, frozenset[TurnStatus]]] = {
-    TurnStatus.PENDING: frozenset({TurnStatus.PENDING, TurnStatus.DONE}),
-    TurnStatus.DONE: frozenset(),
-}
-
-
 class Turn(Record):
     """One message of a conversation, as it came in."""
 

@@ -116,3 +116,11 @@ def test_blank_updates_do_not_pass(bank: MemoryBank, scope: Scope) -> None:
     for blank in ("", " ", "\n\t"):
         with pytest.raises(ValueError, match="text"):
             update(op.memory_id or new_id(), blank)
+
+
+@pytest.mark.parametrize("call", ["memories", "log", "turns"])
+def test_a_negative_limit_is_refused_by_banks_and_branches(bank: MemoryBank, call: str) -> None:
+    scope = Scope(user="anna")
+    for store in (bank, bank.branch(scope=scope)):
+        with pytest.raises(InputError, match="limit -1 is negative"):
+            getattr(store, call)(scope=scope, limit=-1)
