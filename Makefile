@@ -48,7 +48,7 @@ check: $(VENV)/.installed-dev  ## Lint, format, types, layers
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed-dev  ## Measure speed, as quoted in docs/results.md
-	for each in bench/bench_*.py; do PYTHONPATH=bench $(BIN)/python "$$each" || exit; done
+	$(BIN)/python bench
 
 format: $(VENV)/.installed-dev  ## Format the code and mend what the linter can
 	$(BIN)/ruff format .
