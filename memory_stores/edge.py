@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _MARKER_ID: Final = uuid.UUID(int=0)
 _BATCH: Final = 512
+_WHOSE: Final = "whose"
+"""Payload field that holds partition and speaker in one: Edge checks one condition nearly twice as fast as two."""
 _ROOM: Final = 64 * 1024 * 1024
 """Free space that a write needs, in bytes. The engine writes through memory maps, and on a full disk the kernel does not report an
 error for that: it kills the process (SIGBUS). A batch of vectors of 3,072 numbers takes 27 MB with its log."""
@@ -60,6 +62,7 @@ class EdgeEngine:
             vectors={"dense": qe.EdgeVectorParams(size=self._dimension, distance=qe.Distance.Cosine)},
             sparse_vectors={"bm25": qe.EdgeSparseVectorParams(modifier=qe.Modifier.Idf)},
             wal_enabled=self._wal,
+            max_search_threads=1,  # there is one segment, and handing a search over costs more than it saves
         )
         with self._errors("opening"):
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +85,7 @@ class EdgeEngine:
                 qe.Point(
                     p.id,
                     {"dense": p.dense.tolist(), "bm25": qe.SparseVector(p.sparse.indices, p.sparse.values)},
-                    {"partition": p.partition, "key": p.key.hex, "version": p.version, **p.fields},
+                    {"partition": p.partition, "key": p.key.hex, "version": p.version, **p.fields, **_whose(p)},
                 )
                 for p in points[start : start + _BATCH]
             ]
@@ -187,22 +190,40 @@ def _field_indexes() -> Iterable[qe.UpdateOperation]:
     import qdrant_edge as qe
 
     yield qe.UpdateOperation.create_field_index("partition", qe.KeywordIndexParams(is_tenant=True))
-    for field in KEYWORD_FIELDS:
+    for field in (_WHOSE, *(field for field in KEYWORD_FIELDS if field != "speaker")):
         yield qe.UpdateOperation.create_field_index(field, qe.PayloadSchemaType.Keyword)
     for field in NUMBER_FIELDS:
         yield qe.UpdateOperation.create_field_index(field, qe.PayloadSchemaType.Float)
 
 
+def _whose(point: IndexPoint) -> dict[str, str]:
+    speaker = point.fields.get("speaker")
+    return {_WHOSE: f"{point.partition}{speaker}"} if speaker is not None else {}
+
+
 def _filter(partition: str, conditions: Sequence[Condition]) -> qe.Filter:
     import qdrant_edge as qe
 
-    must: list[qe.ConditionType] = [qe.FieldCondition("partition", match=qe.MatchValue(partition))]
+    speaker = next((c for c in conditions if isinstance(c, Match) and c.field == "speaker"), None)
+    if speaker is None:
+        must: list[qe.ConditionType] = [_match("partition", [partition])]
+    else:
+        must = [_match(_WHOSE, [f"{partition}{name}" for name in speaker.values])]
     for c in conditions:
+        if c is speaker:
+            continue
         if isinstance(c, Match):
-            must.append(qe.FieldCondition(c.field, match=qe.MatchAny(list(c.values))))
+            must.append(_match(c.field, c.values))
         else:
             must.append(qe.FieldCondition(c.field, range=qe.RangeFloat(gte=c.gte, gt=c.gt, lte=c.lte, lt=c.lt)))
     return qe.Filter(must=must)
+
+
+def _match(field: str, values: Sequence[str]) -> qe.FieldCondition:
+    import qdrant_edge as qe
+
+    # Edge checks one value faster than a list of one.
+    return qe.FieldCondition(field, match=qe.MatchValue(values[0]) if len(values) == 1 else qe.MatchAny(list(values)))
 
 
 def _request(query: IndexQuery) -> qe.QueryRequest:

@@ -23,6 +23,9 @@ FAR_PAST: Final = -1e18
 FAR_FUTURE: Final = 1e18
 """Open ends of a validity interval, in Unix seconds, so that one range condition covers them."""
 
+POINT_FORMAT: Final = 2
+"""Version of what the drivers store with a point; an index of another one is rebuilt."""
+
 KEYWORD_FIELDS: Final = ("speaker", "dialogue", "run", "trust")
 NUMBER_FIELDS: Final = ("observed", "valid_from", "valid_to")
 
@@ -63,7 +66,7 @@ class SearchConfig(Record):
     def write_key(self) -> str:
         """Return what identifies the written side of this configuration."""
         options = f"context={int(self.context_in_bm25)},date={int(self.date_in_bm25)}"
-        return f"k={self.bm25_k:g},b={self.bm25_b:g},len={self.bm25_avg_len:g},{options}"
+        return f"k={self.bm25_k:g},b={self.bm25_b:g},len={self.bm25_avg_len:g},{options},points={POINT_FORMAT}"
 
 
 @dataclass(frozen=True, slots=True)
