@@ -249,16 +249,16 @@ class Ledger:
         limit: int | None = None,
     ) -> list[StoredTurn]:
         """Return turns, oldest first; with `before`, the last `limit` turns before that position."""
-        query = sa.select(_turns).where(_turns.c.partition == partition)
-        if dialogue is not None:
-            query = query.where(_turns.c.dialogue == dialogue)
-        if status is not None:
-            query = query.where(_turns.c.status == status.value)
-        if before is not None:
-            query = query.where(_turns.c.position < before)
-        query = query.order_by(_turns.c.position.desc() if before is not None else _turns.c.position).limit(limit)
+        given = {
+            "in_dialogue": dialogue,
+            "with_status": status and status.value,
+            "before_position": before,
+            "most": limit,
+        }
+        asked = {name: value for name, value in given.items() if value is not None}
         with self.database.read() as connection:
-            found = [turn_of(row, scope) for row in connection.execute(query).mappings()]
+            rows = connection.execute(statements.turns_with(*asked), {"in_partition": partition, **asked}).mappings()
+            found = [turn_of(row, scope) for row in rows]
         return found[::-1] if before is not None else found
 
     def speakers(self, partition: str) -> list[str]:

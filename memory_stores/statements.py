@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from functools import lru_cache
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy import bindparam
@@ -43,6 +44,24 @@ FINISH_TURN: Final = sa.update(turns).where(*_PENDING_TURN).values(status=TurnSt
 FAIL_TURN: Final = (
     sa.update(turns).where(*_PENDING_TURN).values(attempts=turns.c.attempts + 1, error=bindparam("because"))
 )
+
+
+@lru_cache
+def turns_with(*given: str) -> sa.Select[Any]:
+    """Return the query for turns of a partition, oldest first, or newest first before a position.
+
+    given: which of the parameters in_dialogue, with_status, before_position and most there are, besides in_partition.
+    """
+    conditions = {
+        "in_dialogue": turns.c.dialogue == bindparam("in_dialogue"),
+        "with_status": turns.c.status == bindparam("with_status"),
+        "before_position": turns.c.position < bindparam("before_position"),
+    }
+    query = sa.select(turns).where(turns.c.partition == bindparam("in_partition"))
+    query = query.where(*(condition for name, condition in conditions.items() if name in given))
+    query = query.order_by(turns.c.position.desc() if "before_position" in given else turns.c.position)
+    return query.limit(bindparam("most")) if "most" in given else query
+
 
 CHANGES: Final = (
     sa.select(
