@@ -1,0 +1,1 @@
+"""Training runs with a name: `memweave train RECIPE`."""
