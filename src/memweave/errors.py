@@ -5,15 +5,23 @@
     │   ├── SettingsError        a setting is unknown, malformed or contradictory
     │   ├── ScopeError           a call reached for another tenant's or user's data
     │   ├── UnknownMemoryError   no such memory (or operation) in this scope
-    │   ├── ConflictError        an id is taken, or the memory changed since it was read
-    │   └── InputError           a file, message or embedding cannot be read as what it should be
+    │   ├── ConflictError        an id is taken, the memory changed since it was read, or another trainer publishes
+    │   ├── InputError           a file, message or embedding cannot be read as what it should be
+    │   │   └── AdapterError     an adapter does not fit the base policy or the server
+    │   ├── RewardError          a reward is missing, not a number, or outside its range
+    │   ├── GroupError           a group has nothing to compare: fewer than two scored episodes
+    │   ├── NoPolicyError        a run made no model call that can be trained on
+    │   └── ServerSetupError     a policy server cannot be trained against as it was started
     └── OperationError           the world did not play along; exit code 1
         ├── DataFolderError      a data folder cannot be used
         │   ├── FormatError      it was written by a newer (or unknown) format
         │   └── EmbeddingMismatchError   it was made with another embedding model
         ├── UnavailableError     Qdrant, the database or a model endpoint does not answer
         ├── StorageFullError     the disk is full
+        ├── NotInstalledError    a program or package that this needs is not installed
+        ├── PortInUseError       another program listens where a server should
         └── ModelReplyError      a model answered, but not with what was asked for
+            └── ContextLengthError   the prompt does not fit the model's context
 
 `UsageError` is for whoever wrote the call, `OperationError` for whoever runs the system. What a model or a tool gets wrong
 inside a graph is data (a failed operation), not an exception. Messages name what happened, on what, and what to do.
@@ -57,6 +65,26 @@ class InputError(UsageError):
     """Input cannot be read as what it should be."""
 
 
+class AdapterError(InputError):
+    """An adapter belongs to another base, has too high a rank, or is broken."""
+
+
+class RewardError(UsageError):
+    """A reward is missing, not a number, or outside its range."""
+
+
+class GroupError(UsageError):
+    """A group has nothing to compare: fewer than two scored episodes."""
+
+
+class NoPolicyError(UsageError):
+    """A run made no model call that can be trained on."""
+
+
+class ServerSetupError(UsageError):
+    """A policy server lacks what training needs: token ids, log-probabilities, or adapters."""
+
+
 class OperationError(MemweaveError):
     """Something outside the program failed."""
 
@@ -81,5 +109,17 @@ class StorageFullError(OperationError):
     """The disk is full; nothing was changed."""
 
 
+class NotInstalledError(OperationError):
+    """A program or package that this needs is not installed."""
+
+
+class PortInUseError(OperationError):
+    """Another program listens where a server should."""
+
+
 class ModelReplyError(OperationError):
     """A model answered with something other than what it was asked for."""
+
+
+class ContextLengthError(ModelReplyError):
+    """The prompt does not fit the model's context."""
