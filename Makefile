@@ -1,7 +1,7 @@
 # memweave: every target creates what it needs. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-integration check format bench constraints clean
+.PHONY: help install demo test test-integration test-gpu check format bench mutants experiments constraints clean
 
 # A dependency's `import agents` must never find our folder of that name in the working folder.
 export PYTHONSAFEPATH := 1
@@ -36,10 +36,13 @@ demo: $(VENV)/.installed-demo  ## Watch an agent build a memory and answer from 
 	$(BIN)/memweave demo
 
 test: $(VENV)/.installed-dev  ## Unit tests: no network, no server
-	$(BIN)/pytest -q -rs -m "not integration"
+	$(BIN)/pytest -q -rs -m "not integration and not gpu"
 
 test-integration: $(VENV)/.installed-dev  ## Tests that start PostgreSQL and langgraph dev themselves
 	$(BIN)/pytest -q -m integration -rs
+
+test-gpu: $(VENV)/.installed-dev  ## Trainer and in-process server on CUDA; says so and does nothing without a GPU
+	$(BIN)/pytest -q -m gpu -rs tests/gpu
 
 check: $(VENV)/.installed-dev  ## Lint, format, types, layers
 	$(BIN)/ruff check .
@@ -49,6 +52,13 @@ check: $(VENV)/.installed-dev  ## Lint, format, types, layers
 
 bench: $(VENV)/.installed-dev  ## Measure speed, as quoted in docs/results.md
 	$(BIN)/python bench
+
+mutants: $(VENV)/.installed-dev  ## Plant deliberate faults; every one must be caught by the tests
+	PYTHONPATH=mutants $(BIN)/python mutants
+
+experiments: $(VENV)/.installed-dev  ## Do the learning runs that have no result yet, then rewrite their tables
+	PYTHONPATH=experiments $(BIN)/python experiments run
+	PYTHONPATH=experiments $(BIN)/python experiments table
 
 format: $(VENV)/.installed-dev  ## Format the code and mend what the linter can
 	$(BIN)/ruff format .

@@ -1,1 +1,32 @@
-"""Training runs with a name: `memweave train RECIPE`."""
+"""Training runs with a name: `memweave train RECIPE`.
+
+A recipe is a world with a known answer, a graph, a reward and settings that fit together. Each has arms: the runs that its
+claim compares, controls among them.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from memweave.errors import SettingsError
+from memweave.recipes.recipe import Place, Recipe, RecipeResult, TrainSettings
+
+__all__ = ["Place", "Recipe", "RecipeResult", "TrainSettings", "find_recipe", "recipes"]
+
+
+def recipes() -> dict[str, Recipe]:
+    """Return all recipes by name."""
+    from memweave.recipes.token_class import TOKEN_CLASS
+    from memweave.recipes.two_node import TWO_NODE
+
+    return {recipe.name: recipe for recipe in (TOKEN_CLASS, TWO_NODE)}
+
+
+def find_recipe(name: str) -> Recipe:
+    """Return the recipe called `name`. Raises `SettingsError` with near matches when there is none."""
+    known = recipes()
+    if name in known:
+        return known[name]
+    near = get_close_matches(name, known, n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(sorted(known))}"
+    raise SettingsError(f"there is no recipe {name!r}. {hint}")

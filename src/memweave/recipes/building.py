@@ -1,0 +1,82 @@
+"""The trainer of a recipe: model, adapter and trainer settings from the recipe's own. Imports torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainerControl, TrainerState
+from transformers.training_args import TrainingArguments
+
+from memweave.recipes.recipe import Place, Recipe, Report, TrainSettings
+from memweave.serving import PolicyServer
+from memweave.trainers.credit import Credit
+from memweave.trainers.grpo import TraceGRPOConfig, TraceGRPOTrainer
+from memweave.trainers.rollouts import Rollouts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def build_trainer(
+    recipe: Recipe,
+    settings: TrainSettings,
+    place: Place,
+    *,
+    run: str,
+    credit: Credit,
+    rollouts: Rollouts,
+    server: PolicyServer,
+) -> TraceGRPOTrainer:
+    """Return the trainer that `recipe` and `settings` describe."""
+    episodes = settings.tasks_per_step * settings.group_size
+    args = TraceGRPOConfig(
+        output_dir=str(place.out / "checkpoints"),
+        run=run,
+        max_steps=settings.steps,
+        per_device_train_batch_size=episodes,
+        num_generations=settings.group_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant",
+        temperature=settings.temperature,
+        max_completion_length=max(recipe.max_tokens.values()),
+        loss_type=settings.loss_type,
+        beta=settings.beta,
+        seed=settings.seed,
+        save_steps=settings.save_every,
+        report_to=[],
+    )
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(place.base, dtype="float32")
+    rank = settings.lora_rank
+    lora = rank and LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, task_type="CAUSAL_LM")
+    return TraceGRPOTrainer(
+        model,
+        recipe.tasks("train", settings.tasks_per_step, settings.seed),
+        rollouts,
+        server,
+        args,
+        credit=credit,
+        peft_config=lora or None,
+        processing_class=AutoTokenizer.from_pretrained(place.base),
+        callbacks=[Progress(place.report)] if place.report else None,
+    )
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]  # transformers' class is untyped here
+    """Tells `report` about each step."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        """Report the step that was logged."""
+        self._report(state.global_step, state.max_steps, (logs or {}).get("reward"))
