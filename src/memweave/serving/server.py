@@ -76,6 +76,7 @@ def weights_version(folder: Path) -> str:
     """
     digest = hashlib.blake2b(digest_size=8)
     found = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    found += sorted(folder.glob("model-*-of-*.safetensors"))  # a large model comes in shards
     if not any(file.suffix == ".safetensors" for file in found):
         raise InputError(f"{folder} holds no weights: expected adapter_model.safetensors or model.safetensors")
     for file in found:
