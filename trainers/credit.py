@@ -104,7 +104,7 @@ def broadcast(*, scale: Scale = "group", epsilon: float = 1e-6, drop_zero_varian
     section 3.4, algorithm 2: deviation with K - 1). `scale="none"` only centres (Dr. GRPO). A group of equal rewards gets
     0, or with `drop_zero_variance` no credit, so that a KL term does not train on it either.
     """
-    _check(scale, epsilon)
+    check_scaling(scale, epsilon)
 
     def credit(groups: Sequence[Group]) -> CreditResult:
         out = Excluding()
@@ -133,7 +133,7 @@ def per_role(
     `actor` (role, else node).  otherwise: what a generation gets whose role has no part in its trace's score: no credit,
     or the advantage of the whole score among the group's episodes.
     """
-    _check(scale, epsilon)
+    check_scaling(scale, epsilon)
     names = dict(parts or {})
 
     def credit(groups: Sequence[Group]) -> CreditResult:
@@ -244,7 +244,8 @@ def _with_score(trace: Trace, score: Score | None) -> Trace:
     return trace if score is None else trace.model_copy(update={"score": score})
 
 
-def _check(scale: str, epsilon: float) -> None:
+def check_scaling(scale: str, epsilon: float) -> None:
+    """Raise `SettingsError` for a scale or an epsilon that does not exist."""
     if scale not in ("group", "batch", "none"):
         raise SettingsError(f"scale {scale!r} is none of group, batch, none.")
     if not epsilon >= 0:
