@@ -199,9 +199,10 @@ def _write_tokenizer(folder: Path, texts: Iterable[str], vocab_size: int, contex
     )
     bpe.train_from_iterator(texts, trainer)
     learned = json.loads(bpe.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in learned["merges"]]  # what it takes; its annotation says otherwise
     tokenizer = Qwen2Tokenizer(
         vocab=learned["vocab"],
-        merges=learned["merges"],
+        merges=merges,
         unk_token=PAD,
         eos_token=END,
         pad_token=PAD,
