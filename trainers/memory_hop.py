@@ -132,7 +132,9 @@ def _own_reward(trace: Trace, name: str, number: int) -> float | None:
     return parts.get(f"{name}#{number}", parts.get(name, trace.score.value))
 
 
-def _rewards(calls: Sequence[_Call], gamma: float, unread: Unread, out: Excluding) -> Iterator[tuple[_Call, float]]:
+def _rewards(
+    calls: Sequence[_Call], gamma: float, unread: Unread, blank: float | None, out: Excluding
+) -> Iterator[tuple[_Call, float]]:
     """Yield the calls of one episode that have a reward, with it; count the others. blank: what `zero` is worth here."""
     readings: dict[UUID, list[_Reading]] = defaultdict(list)
     for number, call in enumerate(calls):
