@@ -17,7 +17,7 @@ from langgraph.runtime import Runtime, get_runtime
 from pydantic import ValidationError
 
 from memweave.errors import ScopeError
-from memweave.memory_stores import MemoryStore
+from memweave.memory_stores import MemoryStore, bank_in_use
 from memweave.records import MemoryOp, Scope, new_id
 
 StateT = TypeVar("StateT")
@@ -40,7 +40,7 @@ BankSource = MemoryStore | Callable[[], MemoryStore]
 
 
 class LazyBank:
-    """A bank that is opened on first use, once, and never on the event loop."""
+    """A bank that is opened on first use, once, and never on the event loop. Inside `use_bank`, that one instead."""
 
     def __init__(self, source: BankSource) -> None:
         self._source = source
@@ -48,6 +48,8 @@ class LazyBank:
 
     def get(self) -> MemoryStore:
         """Return the bank."""
+        if (given := bank_in_use()) is not None:
+            return given
         with self._lock:
             if not isinstance(self._source, MemoryStore):
                 self._source = self._source()
@@ -55,6 +57,8 @@ class LazyBank:
 
     async def aget(self) -> MemoryStore:
         """Return the bank; opening it happens in a thread."""
+        if (given := bank_in_use()) is not None:
+            return given
         if isinstance(self._source, MemoryStore):
             return self._source
         return await asyncio.to_thread(self.get)
