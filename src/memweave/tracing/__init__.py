@@ -1,4 +1,12 @@
-"""Traces: every LangGraph run as a token-exact record that can be stored, inspected, exported and trained on."""
+"""Traces: every LangGraph run as a token-exact record that can be stored, inspected, exported and trained on.
+
+The records are here at once; the rest is loaded on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from memweave.tracing.records import (
     TRACE_FORMAT,
@@ -12,6 +20,13 @@ from memweave.tracing.records import (
     TraceStatus,
 )
 
+if TYPE_CHECKING:
+    from memweave.tracing.tracer import Tracer
+
+_HOME = {
+    "Tracer": "memweave.tracing.tracer",
+}
+
 __all__ = [
     "TRACE_FORMAT",
     "ChatMessage",
@@ -22,4 +37,15 @@ __all__ = [
     "Score",
     "Trace",
     "TraceStatus",
+    "Tracer",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'memweave.tracing' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
