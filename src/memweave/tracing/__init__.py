@@ -21,9 +21,11 @@ from memweave.tracing.records import (
 )
 
 if TYPE_CHECKING:
+    from memweave.tracing.store import TraceStore
     from memweave.tracing.tracer import Tracer
 
 _HOME = {
+    "TraceStore": "memweave.tracing.store",
     "Tracer": "memweave.tracing.tracer",
 }
 
@@ -37,6 +39,7 @@ __all__ = [
     "Score",
     "Trace",
     "TraceStatus",
+    "TraceStore",
     "Tracer",
 ]
 

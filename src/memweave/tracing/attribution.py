@@ -28,21 +28,21 @@ class Finished:
     ok: bool
 
 
-def written_by(finished: Sequence[Finished], *, role: str | None, namespace: str) -> int | None:
+def written_by(finished: Sequence[Finished], *, role: str | None, namespace: str, step: int | None) -> int | None:
     """Return the index of the generation whose reply asked for an operation; `None` when no model did.
 
-    finished: calls in the order in which they ended.  role: whose operation it is; `None` for any.  namespace: of the
-    task that logged it.  A reply of the same task (or of a graph that it runs) comes first, then of its siblings, then
-    of the graphs around it.
+    finished: calls in the order in which they ended.  role: whose operation it is; `None` for any.  namespace, step: of the
+    task that logged it.  A reply of the same task (or of a graph that it runs) comes first, then one of an earlier task
+    of the same graph. A branch that runs beside the task is never the author, and neither is another graph.
     """
     own = [done.generation for done in finished if done.ok and role in (None, done.generation.actor)]
     for generation in reversed(own):
-        if generation.namespace == namespace or generation.namespace.startswith(f"{namespace}|"):
+        if generation.namespace == namespace or (namespace and generation.namespace.startswith(f"{namespace}|")):
             return generation.index
-    while namespace:
-        namespace = parent(namespace)
-        for generation in reversed(own):
-            if generation.namespace and parent(generation.namespace) == namespace:
+    for generation in reversed(own):
+        if namespace and generation.namespace and parent(generation.namespace) == parent(namespace):
+            earlier = step is None or generation.step is None or generation.step < step
+            if earlier:
                 return generation.index
     return None
 

@@ -52,7 +52,7 @@ class Sampling(Record):
     (`raw`); `None` when the server did not say."""
 
 
-class Generation(Record):
+class Generation(Record, ser_json_inf_nan="strings"):
     """One model call within a run."""
 
     index: Annotated[int, Field(ge=0)]

@@ -315,8 +315,13 @@ class Tracer(BaseCallbackHandler):
             opened = self._of.get(run_id)
             if opened is None:
                 return
-            namespace = str((metadata or {}).get("langgraph_checkpoint_ns") or "")
-            asked = written_by(opened.finished, role=reading.text_or_none(data.get("role")), namespace=namespace)
+            place = metadata or {}
+            asked = written_by(
+                opened.finished,
+                role=reading.text_or_none(data.get("role")),
+                namespace=str(place.get("langgraph_checkpoint_ns") or ""),
+                step=place.get("langgraph_step"),
+            )
             event = memory_event(data, generation=asked)
             opened.events.append(event)
             if asked is not None and event.memory and event.status == "applied" and event.kind in ("ADD", "UPDATE"):

@@ -19,12 +19,14 @@ LIMIT: Final = 1_000
 """Traces that may wait to be written."""
 BATCH: Final = 100
 """Traces that are written in one transaction."""
+RETRY_SECONDS: Final = 5.0
+"""After this time a new trace makes the writer try again what failed."""
 PATIENCE: Final = 30.0
 """Seconds that a run waits for a place in a full queue."""
 
 
 class TraceWriter:
-    """Write traces in order, in batches. What could not be written stays queued for the next `flush`."""
+    """Write traces in order, in batches. What could not be written stays queued and is tried again."""
 
     def __init__(self, store: TraceStore, *, limit: int = LIMIT) -> None:
         self._store = store
@@ -32,6 +34,8 @@ class TraceWriter:
         self._waiting: deque[Trace] = deque()
         self._changed = threading.Condition()
         self._failure: Exception | None = None
+        self._failed_at = 0.0
+        self._refused: Exception | None = None
         self._busy = False
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -46,6 +50,8 @@ class TraceWriter:
                 raise UsageError("the tracer is closed; its traces can no longer be stored. Make a new one")
             self._start()
             until = time.monotonic() + PATIENCE
+            if self._failure is not None and time.monotonic() - self._failed_at > RETRY_SECONDS:
+                self._failure = None
             while len(self._waiting) >= self._limit:
                 if self._failure is not None:
                     raise self._failure
@@ -70,6 +76,9 @@ class TraceWriter:
                     raise UnavailableError(
                         f"{left} traces are not yet in {self._store.where} after {timeout:g} s. Flush again, or allow more time"
                     )
+            if self._refused is not None:
+                refused, self._refused = self._refused, None
+                raise refused
 
     def close(self, timeout: float) -> None:
         """Flush, then end the thread; when the flush fails, the writer stays open so that it can be tried again."""
@@ -95,18 +104,29 @@ class TraceWriter:
                     return
                 batch = [self._waiting[place] for place in range(min(BATCH, len(self._waiting)))]
                 self._busy = True
-            failure: Exception | None = None
-            try:
-                self._store.add_many(batch)
-            except Exception as error:  # raised again by `flush`, or by `put` when the queue is full
-                failure = error
+            failure = self._written(batch)
             with self._changed:
                 self._busy = False
-                self._failure = failure
+                self._failure, self._failed_at = failure, time.monotonic()
                 if failure is None:
                     for _ in batch:
                         self._waiting.popleft()
                 self._changed.notify_all()
+
+    def _written(self, batch: list[Trace]) -> Exception | None:
+        """Write a batch; returns what a later attempt may get past. A trace that can never be stored is dropped, and told of."""
+        try:
+            self._store.add_many(batch)
+        except UsageError as error:
+            if len(batch) == 1:
+                self._refused = error
+                return None
+            for trace in batch:
+                if (failure := self._written([trace])) is not None:
+                    return failure
+        except Exception as error:  # raised again by `flush`, or by `put` when the queue is full
+            return error
+        return None
 
 
 def _at_exit(writer: TraceWriter) -> None:
