@@ -111,7 +111,9 @@ def _no_adapter(folder: Path) -> str:
             f"{folder} holds full weights. vLLM serves LoRA adapters here: it cannot exchange the base's weights while it "
             "runs. Train an adapter (peft_config), or use LocalServer"
         )
-    return f"{folder} holds no adapter: expected {CONFIG} and {WEIGHTS}.safetensors, as PEFT's save_pretrained writes them"
+    return (
+        f"{folder} holds no adapter: expected {CONFIG} and {WEIGHTS}.safetensors, as PEFT's save_pretrained writes them"
+    )
 
 
 def _check_settings(folder: Path, config: Mapping[str, Any]) -> None:
@@ -129,7 +131,9 @@ def _check_settings(folder: Path, config: Mapping[str, Any]) -> None:
         f"init_lora_weights={init!r}, which changes the base": init.startswith(_CHANGES_BASE),
     }
     if found := [name for name, is_set in refused.items() if is_set]:
-        raise AdapterError(f"Adapter {folder} uses {found[0]}, which the server cannot serve. Train plain LoRA without it")
+        raise AdapterError(
+            f"Adapter {folder} uses {found[0]}, which the server cannot serve. Train plain LoRA without it"
+        )
 
 
 def _check_shapes(
@@ -150,7 +154,9 @@ def _check_shapes(
             raise AdapterError(f"Adapter {folder} holds {name}, which is not part of a LoRA. Train plain LoRA")
         weight = base_tensors.get(f"{module}.weight")
         if weight is None:
-            raise AdapterError(f"Adapter {folder} changes {module}, which the base {base} does not have: it is of another base")
+            raise AdapterError(
+                f"Adapter {folder} changes {module}, which the base {base} does not have: it is of another base"
+            )
         side, axis = found["side"], 1 if found["side"] == "A" else 0
         if len(tensor.shape) != 2 or tensor.shape[axis] != weight.shape[1 if side == "A" else 0]:
             raise AdapterError(
@@ -177,7 +183,9 @@ def _check_base(folder: Path, config: Mapping[str, Any], base: Path) -> None:
     except InputError:
         return  # the named folder holds no weights any more: nothing to compare with
     if not same:
-        raise AdapterError(f"Adapter {folder} was trained on {named}, the server's base is {base}: their weights differ")
+        raise AdapterError(
+            f"Adapter {folder} was trained on {named}, the server's base is {base}: their weights differ"
+        )
 
 
 def base_version(base: Path) -> str:

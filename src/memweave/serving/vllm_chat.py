@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, cast
@@ -25,7 +26,7 @@ from memweave.errors import InputError, ModelReplyError, ServerSetupError, Unava
 from memweave.serving.http_pool import Call, JsonObject
 from memweave.serving.seeding import call_seed
 from memweave.serving.tool_text import ToolLike, parse_tool_calls, template_messages, tool_specs
-from memweave.serving.vllm_endpoint import UnknownModelError, VLLMEndpoint
+from memweave.serving.vllm_endpoint import ServerAwayError, UnknownModelError, VLLMEndpoint
 from memweave.tracing.records import Sampling
 
 THREADS: Final = 512
@@ -146,12 +147,17 @@ class VLLMChatModel(BaseChatModel):
                 unknown = error
                 if self._restore is None:
                     break
-                self._restore()
+                with suppress(ServerAwayError):  # then the next request waits for it
+                    self._restore()
                 continue
             return _result(answer, served, sampling, tools="tools" in body)
         if self._restore is None:
-            raise ServerSetupError(f"vLLM at {self._endpoint.url}: {unknown}. GET /v1/models lists what it serves") from unknown
-        raise UnavailableError(f"vLLM at {self._endpoint.url} does not keep the adapter of {self.model_name}: {unknown}")
+            raise ServerSetupError(
+                f"vLLM at {self._endpoint.url}: {unknown}. GET /v1/models lists what it serves"
+            ) from unknown
+        raise UnavailableError(
+            f"vLLM at {self._endpoint.url} does not keep the adapter of {self.model_name}: {unknown}"
+        )
 
 
 @lru_cache(maxsize=1)
@@ -194,7 +200,9 @@ def _result(answer: JsonObject, served: Served, sampling: Sampling, *, tools: bo
         usage = answer["usage"]
         prompt_tokens, reply_tokens = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise ModelReplyError(f"The answer is not that of a chat completion (no {error}). Is the server vLLM?") from error
+        raise ModelReplyError(
+            f"The answer is not that of a chat completion (no {error}). Is the server vLLM?"
+        ) from error
     if answer.get("model") != served.name:
         raise ModelReplyError(
             f"{served.name} was asked, {answer.get('model')!r} answered: nobody can tell which weights sampled this reply"
@@ -252,5 +260,7 @@ def _tokens(
         raise ModelReplyError(f"A log-probability is not a number ({error}). Is the server vLLM?") from error
     if not all(-9_000.0 < value <= 1e-4 for value in logprobs):
         worst = next(value for value in logprobs if math.isnan(value) or not -9_000.0 < value <= 1e-4)
-        raise ModelReplyError(f"The server gives a sampled token the log-probability {worst}: weights or server are broken")
+        raise ModelReplyError(
+            f"The server gives a sampled token the log-probability {worst}: weights or server are broken"
+        )
     return cast("list[int]", prompt_ids), cast("list[int]", ids), [min(value, 0.0) for value in logprobs]

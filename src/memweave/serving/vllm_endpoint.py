@@ -32,11 +32,17 @@ _OVERLOADED_TRIES: Final = 5
 _LOSSES: Final = 10
 """Restarts that one request survives."""
 _DYING: Final = re.compile(r"EngineCore|EngineDead|engine is dead|shutting down", re.I)
-_CONTEXT: Final = re.compile(r"maximum context length|max_model_len|context window|longer than the maximum model length", re.I)
+_CONTEXT: Final = re.compile(
+    r"maximum context length|max_model_len|context window|longer than the maximum model length", re.I
+)
 
 
 class UnknownModelError(OperationError):
     """The server does not know the model name: it was restarted, or the adapter has been replaced meanwhile."""
+
+
+class ServerAwayError(UnavailableError):
+    """Nothing answers at the server's address."""
 
 
 class VLLMEndpoint:
@@ -66,7 +72,7 @@ class VLLMEndpoint:
         self._gone_at = 0.0  # when: calls that waited in line behind it do not wait once more
 
     def get(self, path: str, *, timeout: float = 10.0) -> Any:
-        """Return the JSON answer of a GET; no waiting. Raises `UnavailableError` and the errors of `post`."""
+        """Return the JSON answer of a GET; no waiting. Raises `ServerAwayError` and the errors of `post`."""
         try:
             return self._body(self._pool.request("GET", path, None, timeout=timeout), path)
         except (ConnectionLost, TimeoutError) as error:
@@ -79,7 +85,7 @@ class VLLMEndpoint:
 
         timeout: seconds for one attempt.  Raises `UnknownModelError` (404), `ContextLengthError`, `InputError` (other
         400), `ServerSetupError` (401, 403), `ModelReplyError` (no JSON), `UnavailableError` (timeout, overload, fault of the
-        server, or it stayed away).
+        server, or it stayed away); without `wait`, `ServerAwayError` at once.
         """
         waited_from = time.monotonic()
         for losses in count():
@@ -95,6 +101,12 @@ class VLLMEndpoint:
                     raise self._unreachable(error) from error
                 self._wait(lives, waited_from, error, call)
         raise AssertionError("unreachable: the loop ends by return or raise")
+
+    def wait_ready(self) -> None:
+        """Return when the server answers; raise `UnavailableError` when it stays away."""
+        lives, since = self._lives, time.monotonic()
+        if not self._healthy():
+            self._wait(lives, since, ConnectionLost("no answer"), None)
 
     def close(self) -> None:
         """Close idle connections."""
@@ -188,8 +200,8 @@ class VLLMEndpoint:
             case status:
                 raise UnavailableError(f"vLLM at {self.url} failed ({status}): {said}. Its log says why")
 
-    def _unreachable(self, error: Exception) -> UnavailableError:
-        return UnavailableError(f"vLLM at {self.url} does not answer ({error}). Start it: memweave serve MODEL_FOLDER")
+    def _unreachable(self, error: Exception) -> ServerAwayError:
+        return ServerAwayError(f"vLLM at {self.url} does not answer ({error}). Start it: memweave serve MODEL_FOLDER")
 
 
 _WORDS_ONLY: Final = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/health")

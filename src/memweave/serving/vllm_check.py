@@ -1,0 +1,131 @@
+"""Whether a vLLM server can be trained against: asked of the server itself, not of the flags it was started with."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from memweave.errors import AdapterError, InputError, ModelReplyError, OperationError, ServerSetupError
+from memweave.serving.adapters import rank_message
+from memweave.serving.http_pool import JsonObject
+from memweave.serving.vllm_endpoint import UnknownModelError, VLLMEndpoint
+
+PROBE: Final = "memweave-probe"
+_FLAGS: Final = "--enable-lora --logprobs-mode processed_logprobs --generation-config vllm, and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+_BIAS: Final = 4.0
+"""Added to one token's logit: only log-probabilities taken after processing show it."""
+_TOLERANCE: Final = 0.1
+"""Of a difference of log-probabilities; bfloat16 servers are off by some hundredths."""
+
+
+def check_endpoint(endpoint: VLLMEndpoint, model: str, *, timeout: float = 60.0) -> None:
+    """Raise `ServerSetupError`, naming the flag, unless `model` on this server can be trained against.
+
+    Six requests of one token: ids and log-probabilities come back, they are of the distribution that was sampled from, the
+    server's own sampling defaults change nothing, and adapters can be loaded.
+    """
+    _check_lora(endpoint, timeout)
+    plain = _probe(endpoint, model, timeout)
+    favoured = max(plain, key=lambda token: plain[token])
+    one, half = (
+        _probe(endpoint, model, timeout, temperature=t, logit_bias={str(favoured): _BIAS}, **_NEUTRAL)
+        for t in (1.0, 0.5)
+    )
+    _check_processed(one, half, favoured)
+    _check_defaults(plain, _probe(endpoint, model, timeout, temperature=1.0, **_NEUTRAL))
+
+
+_NEUTRAL: Final[JsonObject] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+
+
+def _check_lora(endpoint: VLLMEndpoint, timeout: float) -> None:
+    """An adapter that does not exist must be refused for that reason, and not because there are no adapters at all."""
+    body = {"lora_name": PROBE, "lora_path": f"/nonexistent/{PROBE}"}
+    try:
+        endpoint.post("/v1/load_lora_adapter", body, timeout=timeout, wait=False)
+    except UnknownModelError as error:
+        if PROBE in str(error):
+            return
+        raise ServerSetupError(
+            f"vLLM at {endpoint.url} takes no adapters while it runs: start it with the environment variable "
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and with --enable-lora"
+        ) from error
+    except (InputError, OperationError) as error:
+        if "lora" in str(error).lower():
+            raise ServerSetupError(
+                f"vLLM at {endpoint.url} has no LoRA: start it with --enable-lora ({error})"
+            ) from error
+        raise
+    raise ServerSetupError(f"{endpoint.url} accepts an adapter that does not exist. Is it vLLM?")
+
+
+def _probe(endpoint: VLLMEndpoint, model: str, timeout: float, **settings: object) -> dict[int, float]:
+    """Return the log-probabilities of the sampled token and the 5 most probable ones, by token id."""
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": "a"}],
+        "max_tokens": 1,
+        "seed": 0,
+        "logprobs": True,
+        "top_logprobs": 5,
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
+        **settings,
+    }
+    try:
+        answer = endpoint.post("/v1/chat/completions", body, timeout=timeout, wait=False)
+    except InputError as error:
+        raise ServerSetupError(f"vLLM at {endpoint.url} refuses a probe: {error}. Start it with {_FLAGS}") from error
+    try:
+        choice = answer["choices"][0]
+        if choice.get("token_ids") is None or answer.get("prompt_token_ids") is None:
+            raise ServerSetupError(
+                f"{endpoint.url} returns no token ids. Use vLLM 0.10.2 or newer, without a proxy that drops them"
+            )
+        if not choice.get("logprobs"):
+            raise ServerSetupError(f"{endpoint.url} returns no log-probabilities. Start vLLM with {_FLAGS}")
+        first = choice["logprobs"]["content"][0]
+        entries = [first, *first["top_logprobs"]]
+        return {int(str(entry["token"]).removeprefix("token_id:")): float(entry["logprob"]) for entry in entries}
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise ModelReplyError(f"{endpoint.url} answers a probe with something else than vLLM does ({error})") from error
+
+
+def _check_processed(one: dict[int, float], half: dict[int, float], favoured: int) -> None:
+    """At temperature 0.5 the favoured token must lead by twice as much as at 1.0, and by the bias at least."""
+    others = (one.keys() & half.keys()) - {favoured}
+    leads = [
+        (one[favoured] - one[token], half[favoured] - half[token])
+        for token in others
+        if favoured in one and favoured in half
+    ]
+    leads = [(a, b) for a, b in leads if b < 100]  # beyond, the server cuts log-probabilities off
+    if not leads or any(a < _BIAS - _TOLERANCE or abs(b - 2 * a) > _TOLERANCE * max(1.0, a) for a, b in leads):
+        raise ServerSetupError(
+            "The server's log-probabilities are not of the distribution that it samples from (at temperature 0.5 they are "
+            "not sharper by 2). Start vLLM with --logprobs-mode processed_logprobs"
+        )
+
+
+def _check_defaults(silent: dict[int, float], neutral: dict[int, float]) -> None:
+    """A request that says nothing about sampling must be sampled as one that asks for nothing special."""
+    common = silent.keys() & neutral.keys()
+    cut = any(value < -1_000 for value in silent.values()) and not any(value < -1_000 for value in neutral.values())
+    if cut or len(common) < 2 or any(abs(silent[token] - neutral[token]) > _TOLERANCE for token in common):
+        raise ServerSetupError(
+            "The server changes sampling by defaults of the model (temperature, top_p, top_k or a penalty from its "
+            "generation_config.json). Start vLLM with --generation-config vllm"
+        )
+
+
+def refused_adapter(error: Exception, name: str) -> AdapterError | ServerSetupError | None:
+    """Return what the server's refusal of adapter `name` means, if it is about the adapter."""
+    said = str(error)
+    if found := re.search(r"rank (\d+) is greater than max_lora_rank (\d+)", said):
+        return AdapterError(rank_message(name, found[1], found[2]))
+    if isinstance(error, UnknownModelError):
+        return ServerSetupError(
+            f"vLLM cannot read the adapter's folder ({said}). It must see adapter_dir at the same path: mount it there, or "
+            "give server_dir, the path at which it sees it"
+        )
+    return None
