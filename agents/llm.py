@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar, cast
 
@@ -23,7 +23,7 @@ from memweave.agents.answerer import render_answer
 from memweave.agents.extractor import render_extract
 from memweave.agents.judge import render_judge
 from memweave.agents.manager import render_manage
-from memweave.agents.prompts import PromptRole, load_prompt
+from memweave.agents.prompts import PromptRole, load_prompt, prompt_hash
 from memweave.agents.rendering import Profile
 from memweave.agents.roles import (
     Answerer,
@@ -39,6 +39,7 @@ from memweave.agents.roles import (
 )
 from memweave.errors import ModelReplyError, SettingsError, UnavailableError
 from memweave.models import chat_model, model_name
+from memweave.records import Memory
 
 T = TypeVar("T")
 R = TypeVar("R", ExtractRequest, ManageRequest, AnswerRequest, JudgeRequest)
@@ -110,22 +111,32 @@ class LLMPolicy(Generic[R]):
         in time; `ModelReplyError` when it refuses this one request, for example because it is too long.
         """
         messages = self.role.render(request, self.profile)
-        return _clean(ask(self.model, messages, self._config(config), self.timeout))
+        return _clean(ask(self.model, messages, self._config(request, config), self.timeout))
 
     async def areply(self, request: R, config: RunnableConfig | None = None) -> str:
         """Return the model's reply. Raises as `reply` does."""
         messages = self.role.render(request, self.profile)
-        return _clean(await aask(self.model, messages, self._config(config), self.timeout))
+        return _clean(await aask(self.model, messages, self._config(request, config), self.timeout))
 
-    def _config(self, config: RunnableConfig | None) -> RunnableConfig:
-        """Return `config` with the role, and a tag that keeps the reply out of the token stream of a chat."""
-        given: RunnableConfig = config or RunnableConfig()
-        return {
-            **given,
-            "run_name": self.role.name,
-            "tags": [*(given.get("tags") or []), TAG_NOSTREAM],
-            "metadata": {**(given.get("metadata") or {}), "memweave_role": self.role.name},
-        }
+    def _config(self, request: R, config: RunnableConfig | None) -> RunnableConfig:
+        """Return `config` for this call, with a tag that keeps the reply out of the token stream of a chat."""
+        shipped = load_prompt(self.role.name).text if self.profile == "full" else None
+        memories: Sequence[Memory] = getattr(request, "memories", ())
+        own = described(config, self.role.name, memories, request.system_prompt or shipped)
+        return {**own, "run_name": self.role.name, "tags": [*(own.get("tags") or []), TAG_NOSTREAM]}
+
+
+def described(
+    config: RunnableConfig | None, role: str, memories: Sequence[Memory], prompt: str | None
+) -> RunnableConfig:
+    """Return `config` with what a trace says of a model call: its role, the memories in the prompt, the hash of the instructions."""
+    given: RunnableConfig = config or RunnableConfig()
+    about: dict[str, Any] = {"memweave_role": role}
+    if memories:
+        about["memweave_memories"] = [[str(memory.id), memory.version] for memory in memories]
+    if prompt:
+        about["memweave_prompt_hash"] = prompt_hash(prompt)
+    return {**given, "metadata": {**(given.get("metadata") or {}), **about}}
 
 
 def ask(model: BaseChatModel, messages: list[BaseMessage], config: RunnableConfig, seconds: float) -> AIMessage:

@@ -24,7 +24,7 @@ from langgraph.types import Checkpointer
 from pydantic import ValidationError
 
 from memweave.agents.answerer import parse_answer_reply
-from memweave.agents.llm import DEFAULT_TIMEOUT, PolicyLike, aask, as_answerer, ask
+from memweave.agents.llm import DEFAULT_TIMEOUT, PolicyLike, aask, as_answerer, ask, described
 from memweave.agents.prompts import load_prompt, prompt_hash
 from memweave.agents.recall import TokenCounter, estimate_tokens, recalled_message, within_budget
 from memweave.agents.roles import AnswerRequest, ExtractRequest, ManageRequest, Policy
@@ -187,7 +187,7 @@ class _Agent:
     def reply(self, state: AgentState, config: RunnableConfig) -> AgentState:
         """Answer: a chat model in its own words, a policy by quoting. Raises `UnavailableError`."""
         if self.chat is not None:
-            message = ask(self.chat, self._chat_messages(state), config, DEFAULT_TIMEOUT)
+            message = ask(self.chat, self._chat_messages(state), _chat_config(state, config), DEFAULT_TIMEOUT)
             return _replied(message, state["recalled"])
         if not is_question(state["query"]):
             return _replied(AIMessage(confirmation(state["operations"])), [])
@@ -196,7 +196,7 @@ class _Agent:
 
     async def areply(self, state: AgentState, config: RunnableConfig) -> AgentState:
         if self.chat is not None:
-            message = await aask(self.chat, self._chat_messages(state), config, DEFAULT_TIMEOUT)
+            message = await aask(self.chat, self._chat_messages(state), _chat_config(state, config), DEFAULT_TIMEOUT)
             return _replied(message, state["recalled"])
         if not is_question(state["query"]):
             return _replied(AIMessage(confirmation(state["operations"])), [])
@@ -213,7 +213,7 @@ class _Agent:
         new = _new_messages(messages)
         earlier = _from_a_user(messages[: -len(new)][-self.window :]) if self.window else []
         memories = [recalled_message(state["recalled"])] if state["recalled"] else []
-        return [SystemMessage(prompt_of("chat") or load_prompt("chat").text), *earlier, *memories, *new]
+        return [SystemMessage(_chat_prompt()), *earlier, *memories, *new]
 
     def _question(self, state: AgentState) -> AnswerRequest:
         return AnswerRequest(
@@ -222,6 +222,14 @@ class _Agent:
             asked_at=utc_now(),
             system_prompt=prompt_of("answerer"),
         )
+
+
+def _chat_prompt() -> str:
+    return prompt_of("chat") or load_prompt("chat").text
+
+
+def _chat_config(state: AgentState, config: RunnableConfig) -> RunnableConfig:
+    return described(config, "chat", state["recalled"], _chat_prompt())
 
 
 def _remember_node(construction: ConstructionGraph) -> RunnableLambda[AgentState, AgentState]:

@@ -32,10 +32,12 @@ from memweave.graphs.session import (
     DefaultScope,
     LazyBank,
     Node,
+    areport,
     current_run_id,
     current_scope,
     emit,
     quiet_known_types,
+    report,
 )
 from memweave.records import IndexFilter, Memory, MemoryHit, MemoryOp, ProposedOp, Record, StoredTurn, TurnStatus
 
@@ -269,6 +271,7 @@ class _Construction:
         except (ConflictError, UnknownMemoryError) as error:
             now = bank.turns(scope=turn.scope, dialogue=turn.dialogue, before=turn.position + 1, limit=1)
             return self._conflict(state, error, now)
+        report(ops, turn.dialogue, "manager")
         return self._applied(state, ops)
 
     async def aapply(self, state: ConstructionState, config: RunnableConfig) -> ConstructionState:
@@ -278,6 +281,7 @@ class _Construction:
         except (ConflictError, UnknownMemoryError) as error:
             now = await bank.aturns(scope=turn.scope, dialogue=turn.dialogue, before=turn.position + 1, limit=1)
             return self._conflict(state, error, now)
+        await areport(ops, turn.dialogue, "manager")
         return self._applied(state, ops)
 
     def _conflict(self, state: ConstructionState, error: Exception, now: list[StoredTurn]) -> ConstructionState:
@@ -300,6 +304,7 @@ class _Construction:
         op = self.bank.get().reject(
             error, scope=turn.scope, actor=actor, turn=turn, run_id=state["run_id"], policy_version=version
         )
+        report([op], turn.dialogue, self._role(state))
         return self._rejected(state, op, error)
 
     async def areject(self, state: ConstructionState, config: RunnableConfig) -> ConstructionState:
@@ -308,6 +313,7 @@ class _Construction:
         op = await (await self.bank.aget()).areject(
             error, scope=turn.scope, actor=actor, turn=turn, run_id=state["run_id"], policy_version=version
         )
+        await areport([op], turn.dialogue, self._role(state))
         return self._rejected(state, op, error)
 
     def _applied(self, state: ConstructionState, ops: Sequence[MemoryOp]) -> ConstructionState:
@@ -324,8 +330,13 @@ class _Construction:
 
     def _failure(self, state: ConstructionState) -> tuple[str, str, str | None]:
         """Return what went wrong, who did it, and which version of it."""
-        role: Policy[ExtractRequest] | Policy[ManageRequest] = self.manager if state["facts"] else self.extractor
-        return str(state["problem"]), role.name, role.policy_version
+        by_manager = self._role(state) == "manager"
+        policy: Policy[ExtractRequest] | Policy[ManageRequest] = self.manager if by_manager else self.extractor
+        return str(state["problem"]), policy.name, policy.policy_version
+
+    def _role(self, state: ConstructionState) -> Literal["extractor", "manager"]:
+        """Return whose reply cannot be used."""
+        return "manager" if state["facts"] else "extractor"
 
     def report(self, state: ConstructionState, config: RunnableConfig) -> ConstructionState:
         """Collect the log of this run."""

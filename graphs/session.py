@@ -12,13 +12,16 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 
+from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
 from langchain_core.runnables import Runnable, RunnableConfig
+from langgraph.config import get_config
 from langgraph.runtime import Runtime, get_runtime
 from pydantic import ValidationError
 
 from memweave.errors import ScopeError
 from memweave.memory_stores import MemoryStore, bank_in_use
 from memweave.records import MemoryOp, Scope, new_id
+from memweave.tracing.attribution import MEMORY_OP_EVENT
 
 StateT = TypeVar("StateT")
 UpdateT = TypeVar("UpdateT")
@@ -166,23 +169,56 @@ def emit(ops: Iterable[MemoryOp], dialogue: str) -> None:
     """Write one `MemoryEvent` per operation to the run's custom stream."""
     write = get_runtime().stream_writer
     for op in ops:
-        side = op.after or op.before
-        event = MemoryEvent(
-            type="memory_op",
-            id=str(op.id),
-            kind=op.kind.value,
-            status=op.status.value,
-            text=side.text if side else None,
-            before=op.before.text if op.before else None,
-            reason=op.reason,
-            actor=op.actor,
-            error=op.error,
-            memory_id=str(op.memory_id) if op.memory_id else None,
-            dialogue=dialogue,
-            source_ids=list(op.source_ids),
-            run_id=op.run_id,
-        )
-        write(event)
+        write(_event(op, dialogue))
+
+
+def report(ops: Iterable[MemoryOp], dialogue: str, role: str) -> None:
+    """Tell the run's callbacks of operations that `role` decided on: a tracer joins them to the reply that asked for them.
+
+    Each is a custom event `memweave.memory_op`: a `MemoryEvent` with `role`, and the `version` that it left or closed.
+    """
+    if not _listened_to():
+        return
+    for op in ops:
+        dispatch_custom_event(MEMORY_OP_EVENT, _reported(op, dialogue, role))
+
+
+async def areport(ops: Iterable[MemoryOp], dialogue: str, role: str) -> None:
+    """Tell the run's callbacks of operations, as `report` does."""
+    if not _listened_to():
+        return
+    for op in ops:
+        await adispatch_custom_event(MEMORY_OP_EVENT, _reported(op, dialogue, role))
+
+
+def _listened_to() -> bool:
+    """Return whether any callback could take an event in."""
+    callbacks = get_config().get("callbacks")
+    return bool(callbacks if isinstance(callbacks, list) else getattr(callbacks, "handlers", None))
+
+
+def _event(op: MemoryOp, dialogue: str) -> MemoryEvent:
+    side = op.after or op.before
+    return MemoryEvent(
+        type="memory_op",
+        id=str(op.id),
+        kind=op.kind.value,
+        status=op.status.value,
+        text=side.text if side else None,
+        before=op.before.text if op.before else None,
+        reason=op.reason,
+        actor=op.actor,
+        error=op.error,
+        memory_id=str(op.memory_id) if op.memory_id else None,
+        dialogue=dialogue,
+        source_ids=list(op.source_ids),
+        run_id=op.run_id,
+    )
+
+
+def _reported(op: MemoryOp, dialogue: str, role: str) -> dict[str, object]:
+    side = op.after or op.before
+    return {**_event(op, dialogue), "role": role, "version": side.version if side else None}
 
 
 def _identity(runtime: Runtime[Any]) -> tuple[str | None, str] | None:
