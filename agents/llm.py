@@ -122,7 +122,7 @@ class LLMPolicy(Generic[R]):
         """Return `config` for this call, with a tag that keeps the reply out of the token stream of a chat."""
         shipped = load_prompt(self.role.name).text if self.profile == "full" else None
         memories: Sequence[Memory] = getattr(request, "memories", ())
-        own = described(config, self.role.name, memories, request.system_prompt or shipped)
+        own: RunnableConfig = described(config, self.role.name, memories, request.system_prompt or shipped)
         return {**own, "run_name": self.role.name, "tags": [*(own.get("tags") or []), TAG_NOSTREAM]}
 
 

@@ -21,17 +21,26 @@ from memweave.tracing.records import (
 )
 
 if TYPE_CHECKING:
+    from memweave.tracing.diagnosis import Finding, doctor
+    from memweave.tracing.export import read_jsonl, to_dataset, to_parquet, write_jsonl
     from memweave.tracing.store import TraceStore
     from memweave.tracing.tracer import Tracer
 
 _HOME = {
+    "Finding": "memweave.tracing.diagnosis",
     "TraceStore": "memweave.tracing.store",
     "Tracer": "memweave.tracing.tracer",
+    "doctor": "memweave.tracing.diagnosis",
+    "read_jsonl": "memweave.tracing.export",
+    "to_dataset": "memweave.tracing.export",
+    "to_parquet": "memweave.tracing.export",
+    "write_jsonl": "memweave.tracing.export",
 }
 
 __all__ = [
     "TRACE_FORMAT",
     "ChatMessage",
+    "Finding",
     "Generation",
     "MemoryEvent",
     "MemoryRef",
@@ -41,6 +50,11 @@ __all__ = [
     "TraceStatus",
     "TraceStore",
     "Tracer",
+    "doctor",
+    "read_jsonl",
+    "to_dataset",
+    "to_parquet",
+    "write_jsonl",
 ]
 
 
