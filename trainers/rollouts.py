@@ -47,8 +47,8 @@ class EpisodeStore(Protocol):
     async def aadd(self, trace: Trace) -> object:
         """Store a trace durably."""
 
-    def traces(self, *, run: str | None = None, iteration: int | None = None) -> Iterable[Trace]:
-        """Return the traces of a run's iteration."""
+    def iterate(self, *, run: str | None = None, iteration: int | None = None, newest: bool = True) -> Iterable[Trace]:
+        """Return the traces of a run's iteration, newest or oldest first."""
 
 
 class Rollouts:
@@ -162,7 +162,9 @@ class Rollouts:
             return
         store = self._store
         # Most calls find nothing, and reading is blocking: in a thread.
-        found = await asyncio.to_thread(lambda: list(store.traces(run=call.run, iteration=call.iteration)))
+        found = await asyncio.to_thread(
+            lambda: list(store.iterate(run=call.run, iteration=call.iteration, newest=False))
+        )
         for trace in found:
             call.reuse(trace)
         if call.done:
@@ -218,10 +220,11 @@ class _Call:
         return [(task, number) for task in self.tasks for number in numbers if self.episodes[task.id, number] is None]
 
     def reuse(self, trace: Trace) -> None:
-        """Take a stored trace, if it is one of this call's episodes under the same policy."""
+        """Take a stored trace, if it is one of this call's episodes under the same policy, and got to an end."""
         key = (trace.group or "", -1 if trace.replica is None else trace.replica)
         same = trace.metadata.get(POLICY_VERSION_KEY) == self.policy_version
-        if same and key in self.episodes and self.episodes[key] is None:
+        ended = trace.status not in (TraceStatus.UNAVAILABLE, TraceStatus.CANCELLED)
+        if same and ended and key in self.episodes and self.episodes[key] is None:
             self._set(key, trace)
 
     def finish(self, episode: Episode) -> None:
