@@ -34,6 +34,9 @@ class Collected:
 class Collector:
     """Runs the episodes of a generation batch and credits them. Only on the main process."""
 
+    least = 2
+    """Scored episodes that a group needs, since credit compares them."""
+
     def __init__(self, rollouts: Rollouts, credit: Credit, args: TraceGRPOConfig) -> None:
         self._rollouts, self._credit, self._args = rollouts, credit, args
 
@@ -55,10 +58,10 @@ class Collector:
         metrics["time/rollout"] = ran - began
         if ran > began:
             metrics["tokens/per_second"] = metrics["tokens/generated"] / (ran - began)
-        comparable = [group for group in groups if len(scores(group)) >= 2]
+        comparable = [group for group in groups if len(scores(group)) >= self.least]
         metrics["groups/excluded"] = float(len(groups) - len(comparable))
         if not comparable:
-            raise nothing_scored(groups, iteration)
+            raise nothing_scored(groups, iteration, self.least)
         rows, report = self._rows(comparable, published)
         metrics.update(row_metrics(report, rows))
         metrics["time/rows"] = time.perf_counter() - ran
@@ -85,7 +88,7 @@ def scores(group: Group) -> list[float]:
     return [trace.score.value for trace in group.traces if trace.score is not None]
 
 
-def nothing_scored(groups: Sequence[Group], iteration: int) -> Exception:
+def nothing_scored(groups: Sequence[Group], iteration: int, least: int = 2) -> Exception:
     """Return the error that says why no group can be compared: the server, or the reward."""
     traces = [trace for group in groups for trace in group.traces]
     ended = Counter(trace.status for trace in traces)
@@ -93,7 +96,8 @@ def nothing_scored(groups: Sequence[Group], iteration: int) -> Exception:
     alone = sum(len(scores(group)) == 1 for group in groups)
     first = next((trace.error for trace in traces if trace.error), None)
     because = f"; the first error: {first}" if first else ""
-    where = f"none of the {len(groups)} groups of generation batch {iteration} has two scored episodes ({how})"
+    enough = "two scored episodes" if least == 2 else "a scored episode"
+    where = f"none of the {len(groups)} groups of generation batch {iteration} has {enough} ({how})"
     if ended[TraceStatus.UNAVAILABLE] or ended[TraceStatus.TIMEOUT]:
         return UnavailableError(f"{where}{because}. Check the policy server, then resume the run")
     if alone:
