@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +13,6 @@ from memweave.errors import NotInstalledError, UsageError
 
 if TYPE_CHECKING:
     from memweave.recipes import RecipeResult
-    from memweave.recipes.recipe import Report
 
 
 def train(
@@ -73,15 +70,14 @@ def train(
     from memweave.recipes.running import run_recipe
 
     data = Settings.load(home=home).home
-    with progress_line(settings.steps, quiet=as_json) as report:
-        place = Place(
-            out=folder,
-            base=base or data / "policies" / "tiny",
-            server_url=policy_server,
-            resume=resume,
-            report=report,
-        )
-        result = run_recipe(chosen, settings, place, arm=name)
+    place = Place(
+        out=folder,
+        base=base or data / "policies" / "tiny",
+        server_url=policy_server,
+        resume=resume,
+        quiet=as_json,
+    )
+    result = run_recipe(chosen, settings, place, arm=name)
     if as_json:
         render.emit(result.payload())
     else:
@@ -97,32 +93,6 @@ def need_training() -> None:
         raise NotInstalledError(
             f"training needs {', '.join(missing)}. Install memweave with the extra: pip install 'memweave[train]'"
         )
-
-
-@contextmanager
-def progress_line(total: int, *, quiet: bool) -> Iterator[Report | None]:
-    """Show a progress bar with the reward of the last step; nothing when quiet."""
-    if quiet:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[reward]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("training", total=total, reward="")
-
-        def report(done: int, steps: int, reward: float | None) -> None:
-            shown = {} if reward is None else {"reward": f"reward {reward:.3f}"}
-            bar.update(task, completed=done, total=steps, **shown)
-
-        yield report
 
 
 def _show_list(as_json: bool) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainerControl, TrainerState
-from transformers.training_args import TrainingArguments
+from transformers import AutoModelForCausalLM
 
-from memweave.recipes.recipe import Place, Recipe, Report, TrainSettings
+from memweave.recipes.recipe import Place, Recipe, TrainSettings
 from memweave.serving import PolicyServer
 from memweave.trainers.credit import Credit
-from memweave.trainers.grpo import TraceGRPOConfig, TraceGRPOTrainer
+from memweave.trainers.grpo import TraceGRPOTrainer
+from memweave.trainers.grpo_config import TraceGRPOConfig
 from memweave.trainers.rollouts import Rollouts
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def build_trainer(
         beta=settings.beta,
         seed=settings.seed,
         save_steps=settings.save_every,
-        report_to=[],
+        progress=not place.quiet,
     )
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(place.base, dtype="float32")
     rank = settings.lora_rank
@@ -59,24 +59,4 @@ def build_trainer(
         args,
         credit=credit,
         peft_config=lora or None,
-        processing_class=AutoTokenizer.from_pretrained(place.base),
-        callbacks=[Progress(place.report)] if place.report else None,
     )
-
-
-class Progress(TrainerCallback):  # type: ignore[misc]  # transformers' class is untyped here
-    """Tells `report` about each step."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: object,
-    ) -> None:
-        """Report the step that was logged."""
-        self._report(state.global_step, state.max_steps, (logs or {}).get("reward"))

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 ModelOf = Callable[[str], "BaseChatModel"]
 """Gives the chat model of a role."""
-Report = Callable[[int, int, float | None], None]
-"""Called after each step: steps done, steps in all, mean reward of the step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +68,8 @@ class Place:
     adapters: Path | None = None
     """Folder for adapters that the vLLM server can read; default: `out/adapters`."""
     resume: bool = False
-    report: Report | None = None
+    quiet: bool = False
+    """Show no progress."""
 
 
 @dataclass(frozen=True)

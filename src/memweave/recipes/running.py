@@ -13,7 +13,8 @@ from memweave.errors import OperationError
 from memweave.recipes.recipe import Place, Recipe, RecipeResult, TrainSettings
 from memweave.serving import DEFAULT_ROLE, PolicyServer
 from memweave.tracing import Sampling, Trace, TraceStore
-from memweave.trainers.rollouts import Group, Rollouts
+from memweave.trainers.credit import Group
+from memweave.trainers.rollouts import Rollouts
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -70,7 +71,7 @@ def ensure_base(folder: Path) -> None:
     from memweave.serving.policy_folder import create_policy
 
     texts = [f"{a} {b}" for a in (*WORDS, "choose", "tell", "write") for b in WORDS]
-    create_policy(folder, texts, seed=BASE_SEED)
+    create_policy(folder, texts, initializer_range=0.2, seed=BASE_SEED)
 
 
 @contextmanager
@@ -112,7 +113,7 @@ def _mean(groups: Sequence[Group], what: str) -> float:
 
 
 def _stored_mean(store: TraceStore, run: str) -> float | None:
-    scores = _scores(list(store.traces(run=run)))
+    scores = _scores(store.query(run=run))
     return fmean(scores) if scores else None
 
 
@@ -160,7 +161,7 @@ def _result(
 
 def _by_step(store: TraceStore, run: str, count: int) -> list[list[Trace]]:
     """Return the traces of each step. An episode that was sampled again after a crash counts once, as it was last."""
-    last = {(t.iteration, t.group, t.replica): t for t in sorted(store.traces(run=run), key=lambda t: t.started_at)}
+    last = {(t.iteration, t.group, t.replica): t for t in store.iterate(run=run, newest=False)}
     steps: list[list[Trace]] = [[] for _ in range(count)]
     for trace in last.values():
         if trace.iteration is not None and trace.iteration < count:

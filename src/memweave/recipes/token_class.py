@@ -20,23 +20,9 @@ from memweave.trainers.rollouts import Task
 
 CLASS = 3
 WORDS = [
-    "amber",
-    "birch",
-    "cedar",
-    "delta",
-    "ember",
-    "flint",
-    "grove",
-    "heron",
-    "iris",
-    "jade",
-    "kelp",
-    "lotus",
-    "maple",
-    "north",
-    "olive",
-    "pearl",
-]
+    "amber", "birch", "cedar", "delta", "ember", "flint", "grove", "heron",
+    "iris", "jade", "kelp", "lotus", "maple", "north", "olive", "pearl",
+]  # fmt: skip
 
 
 class State(TypedDict, total=False):

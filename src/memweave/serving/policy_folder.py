@@ -71,13 +71,15 @@ def create_policy(
     heads: int = 2,
     intermediate: int | None = None,
     context: int = 1024,
+    initializer_range: float = 0.02,
     seed: int = 0,
 ) -> PolicyFolder:
     """Write a policy with random weights (float32, tied embeddings) to a new folder and return it.
 
     texts: what the tokenizer is trained on; too few give a vocabulary below `vocab_size` pieces.  hidden: width; per head
     one of `HEAD_SIZES`.  intermediate: width of the feed-forward layers, 4 x hidden by default.  context: tokens of prompt
-    and reply.  Equal arguments give equal files.
+    and reply.  initializer_range: standard deviation of the random weights. An adapter on them raises a logit by at most about
+    `hidden` x this: 0.02 is for pre-training, 0.2 for training an adapter right away.  Equal arguments give equal files.
 
     Raises `InputError` for impossible sizes, `ConflictError` when the folder exists and is not empty,
     `NotInstalledError` without torch and transformers.
@@ -107,6 +109,7 @@ def create_policy(
                 "max_position_embeddings": context,
                 "eos_token_id": eos,
                 "pad_token_id": pad,
+                "initializer_range": initializer_range,
             },
             seed,
         )
