@@ -51,7 +51,8 @@ def test_neither_key_nor_address_come_from_the_environment(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("spec", "error"),
     [
-        ("opnai:gpt", "Unknown model provider 'opnai' in 'opnai:gpt'. Known: openai:. Did you mean openai:?"),
+        ("opnai:gpt", "Unknown model provider 'opnai' in 'opnai:gpt'. Known: "),
+        ("opnai:gpt", ". Did you mean openai:?"),
         ("gpt-4.1", "'gpt-4.1' does not name a provider. Write PROVIDER:NAME, for example 'openai:gpt-4.1'"),
         ("", "does not name a provider"),
         ("openai:", "names no model after the colon"),
@@ -102,3 +103,15 @@ def test_scripted_model_as_a_function() -> None:
     assert [model.invoke(text).text for text in ("a", "b")] == ["A", "B"]
     assert model.bind_tools([]).invoke("c").text == "C"
     assert len(model.calls) == 3
+
+
+def test_a_vllm_server_by_url() -> None:
+    model = chat_model("vllm:run1-policy-v3@http://localhost:8000/v1", max_tokens=64, timeout=5)
+    assert model_name(model) == "run1-policy-v3"
+    assert model.disable_streaming is True
+
+
+@pytest.mark.parametrize("spec", ["vllm:name", "vllm:@http://localhost:8000", "vllm:name@localhost:8000"])
+def test_a_vllm_server_needs_a_name_and_a_url(spec: str) -> None:
+    with pytest.raises(SettingsError, match="is not vllm:NAME@URL"):
+        chat_model(spec)

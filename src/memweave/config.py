@@ -66,6 +66,8 @@ class Settings(BaseSettings):
     """Key of the chat model's endpoint."""
     model_timeout: Seconds = 60.0
     """Seconds that one call of a chat model may take."""
+    vllm_env: Path | None = None
+    """Folder of the environment that holds vLLM, for `memweave serve`; without it, one in the user's cache folder."""
     store_timeout: Seconds = 30.0
     """Seconds that one request to a Qdrant server or an embedding endpoint may take."""
     tenant: Name = "default"

@@ -117,7 +117,22 @@ def _openai(rest: str, options: ModelOptions) -> BaseChatModel:
     )
 
 
-_PROVIDERS: Final[dict[str, ProviderFactory]] = {"openai": _openai}
+def _vllm(rest: str, options: ModelOptions) -> BaseChatModel:
+    from memweave.serving.vllm_chat import Served, VLLMChatModel
+    from memweave.serving.vllm_endpoint import VLLMEndpoint
+    from memweave.tracing.records import Sampling
+
+    name, at, url = rest.rpartition("@")
+    if not name or not at or not re.match(r"https?://[^/\s]+", url):
+        raise SettingsError(f"'vllm:{rest}' is not vllm:NAME@URL, e.g. vllm:run1-policy-v12@http://localhost:8000")
+    key = options.api_key.get_secret_value() if options.api_key else None
+    sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens)
+    return VLLMChatModel.connect(
+        VLLMEndpoint(url, api_key=key), name, lambda: Served(name, None), sampling=sampling, timeout=options.timeout
+    )
+
+
+_PROVIDERS: Final[dict[str, ProviderFactory]] = {"openai": _openai, "vllm": _vllm}
 
 
 def _not_a_spec(spec: str, provider: str) -> str:

@@ -39,6 +39,11 @@ SCOPELESS = {
     "memory rebuild": "remakes the index of the whole folder and shows none of it",
     "eval retrieval": "works in a folder of its own",
     "eval qa": "works in a folder of its own",
+    "traces list": "traces belong to whoever may read the file: docs/tracing.md, Privacy",
+    "traces show": "traces belong to whoever may read the file: docs/tracing.md, Privacy",
+    "traces doctor": "traces belong to whoever may read the file: docs/tracing.md, Privacy",
+    "traces export": "traces belong to whoever may read the file: docs/tracing.md, Privacy",
+    "serve": "serves a policy and knows no memories",
 }
 
 

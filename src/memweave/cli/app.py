@@ -22,6 +22,8 @@ from memweave.cli.demo import demo
 from memweave.cli.eval import eval_app
 from memweave.cli.memory import memory_app
 from memweave.cli.remember import ask, remember
+from memweave.cli.serve import serve
+from memweave.cli.traces import traces_app
 from memweave.errors import MemweaveError
 
 INTERRUPTED = 130
@@ -30,8 +32,10 @@ app = typer.Typer(name="memweave", no_args_is_help=True, add_completion=False, r
 app.command()(demo)
 app.command()(remember)
 app.command()(ask)
+app.command()(serve)
 app.add_typer(memory_app, name="memory")
 app.add_typer(eval_app, name="eval")
+app.add_typer(traces_app, name="traces")
 
 
 def _version(wanted: bool) -> None:

@@ -38,6 +38,21 @@ def check_endpoint(endpoint: VLLMEndpoint, model: str, *, timeout: float = 60.0)
 _NEUTRAL: Final[JsonObject] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
+def base_model(endpoint: VLLMEndpoint) -> tuple[str, list[str]]:
+    """Return the name of the model that is no adapter, and the names of the adapters."""
+    try:
+        answer = endpoint.get("/v1/models")
+    except UnknownModelError as error:
+        raise ServerSetupError(f"{endpoint.url} has no /v1/models. Is it vLLM?") from error
+    data = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(data, list) or not all(isinstance(card, dict) and "id" in card for card in data):
+        raise ServerSetupError(f"{endpoint.url}/v1/models does not list models. Is it vLLM?")
+    bases = [str(card["id"]) for card in data if not card.get("parent")]
+    if not bases:
+        raise ServerSetupError(f"{endpoint.url} lists no base model. Is it vLLM?")
+    return bases[0], [str(card["id"]) for card in data if card.get("parent")]
+
+
 def _check_lora(endpoint: VLLMEndpoint, timeout: float) -> None:
     """An adapter that does not exist must be refused for that reason, and not because there are no adapters at all."""
     body = {"lora_name": PROBE, "lora_path": f"/nonexistent/{PROBE}"}

@@ -191,7 +191,7 @@ def command(base: Path, env: Path, settings: ServeSettings, port: int) -> list[s
     cache = int(settings.kv_cache_gb * (1 << 30))
     return [
         str(python_of(env)), "-P", "-m", "vllm.entrypoints.openai.api_server",
-        "--model", str(base), "--host", settings.host, "--port", str(port),
+        "--model", str(base), "--served-model-name", base.name, "--host", settings.host, "--port", str(port),
         "--max-model-len", str(length), "--kv-cache-memory-bytes", str(cache),
         "--max-loras", str(settings.max_loras), "--max-lora-rank", str(settings.max_lora_rank), *FLAGS,
     ]  # fmt: skip

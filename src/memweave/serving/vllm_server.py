@@ -22,11 +22,11 @@ from typing import Final, Self
 
 from pydantic import SecretStr
 
-from memweave.errors import ConflictError, InputError, OperationError, ServerSetupError
+from memweave.errors import ConflictError, InputError, OperationError
 from memweave.serving.adapters import Adapter, base_version, check_adapter, copy_whole
 from memweave.serving.server import DEFAULT_ROLE, PublishedPolicy
 from memweave.serving.vllm_chat import Served, VLLMChatModel
-from memweave.serving.vllm_check import check_endpoint, refused_adapter
+from memweave.serving.vllm_check import base_model, check_endpoint, refused_adapter
 from memweave.serving.vllm_endpoint import RECONNECT_TIMEOUT, ServerAwayError, UnknownModelError, VLLMEndpoint
 from memweave.tracing.records import Sampling
 
@@ -161,7 +161,7 @@ class VLLMServer:
     def check(self) -> None:
         """Raise `UnavailableError` or `ServerSetupError`, naming the missing flag, unless it can be trained against."""
         with self._lock:
-            self._base_name = self._find_base()
+            self._base_name, _ = base_model(self._endpoint)
             try:
                 check_endpoint(self._endpoint, self._base_name)
             except BaseException:
@@ -203,24 +203,6 @@ class VLLMServer:
             assert self._base_name is not None
             return self._base_name
 
-    def _find_base(self) -> str:
-        """Return the name of the one model that is not an adapter."""
-        cards = self._cards()
-        names = [str(card["id"]) for card in cards if not card.get("parent")]
-        if not names:
-            raise ServerSetupError(f"{self.url} lists no base model. Is it vLLM?")
-        return names[0]
-
-    def _cards(self) -> list[dict[str, object]]:
-        try:
-            answer = self._endpoint.get("/v1/models")
-        except UnknownModelError as error:
-            raise ServerSetupError(f"{self.url} has no /v1/models. Is it vLLM?") from error
-        data = answer.get("data") if isinstance(answer, dict) else None
-        if not isinstance(data, list) or not all(isinstance(card, dict) and "id" in card for card in data):
-            raise ServerSetupError(f"{self.url}/v1/models does not list models. Is it vLLM?")
-        return data
-
     def _own(self, run: str, role: str) -> str:
         """Take the names of this run and role for this process; return their stem. The system frees them with the process."""
         for what, value in (("run", run), ("role", role)):
@@ -247,7 +229,7 @@ class VLLMServer:
         handle = self._locks[stem]
         written = os.pread(handle, 32, 0).strip()
         last = int(written) if written.isdigit() else 0
-        names = [path.name for path in self._dir.glob(f"{stem}-v*")] + [str(card["id"]) for card in self._cards()]
+        names = [path.name for path in self._dir.glob(f"{stem}-v*")] + base_model(self._endpoint)[1]
         number = 1 + max([last, *(found for name in names if (found := _number(stem, name)) is not None)])
         os.pwrite(handle, str(number).encode(), 0)
         os.fsync(handle)
@@ -275,7 +257,7 @@ class VLLMServer:
             found = _number(stem, name)
             return name in gone or (found is not None and found < number and name not in kept)
 
-        for name in [str(card["id"]) for card in self._cards()]:
+        for name in base_model(self._endpoint)[1]:
             if leaves(name):
                 # One that was unloaded meanwhile is as good.
                 with suppress(UnknownModelError):
@@ -297,8 +279,9 @@ class VLLMServer:
     def _reload_missing(self) -> None:
         """Load what this process published and the server does not list."""
         with self._lock:
-            listed = {str(card["id"]) for card in self._cards()}
-            self._base_name = self._find_base() if self._base_name is not None else None
+            base, listed = base_model(self._endpoint)
+            if self._base_name is not None:
+                self._base_name = base
             for role in list(self._roles.values()):
                 for policy in role.served:
                     if policy.name not in listed:

@@ -1,0 +1,150 @@
+"""`memweave serve MODEL_FOLDER`: a local vLLM that policies are trained against, and checks of a server that runs already."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from memweave.cli import render
+from memweave.cli.common import AsJson, secret
+from memweave.errors import OperationError, UsageError
+
+if TYPE_CHECKING:
+    from memweave.config import Settings
+    from memweave.serving.vllm_process import ServeSettings, VLLMProcess
+
+
+def serve(
+    model: Annotated[
+        Path | None, typer.Argument(metavar="MODEL_FOLDER", help="Folder of the base policy.", show_default=False)
+    ] = None,
+    port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="Where to listen; 0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
+    max_loras: Annotated[int, typer.Option("--max-loras", min=1, help="Adapters in use at once: roles x 2.")] = 4,
+    max_lora_rank: Annotated[int, typer.Option("--max-lora-rank", min=1, help="Largest rank of an adapter.")] = 16,
+    max_model_len: Annotated[
+        int | None,
+        typer.Option("--max-model-len", min=2, help="Tokens of context.  [default: the model's, up to 8192]"),
+    ] = None,
+    kv_cache_gb: Annotated[
+        float, typer.Option("--kv-cache-gb", min=0.01, help="Memory for attention keys and values.")
+    ] = 1.0,
+    adapters: Annotated[
+        Path | None,
+        typer.Option("--adapters", metavar="DIR", help="Also serve the newest adapter of each role in DIR."),
+    ] = None,
+    env: Annotated[
+        Path | None,
+        typer.Option("--env", metavar="DIR", help="Environment that holds vLLM.  [default: one in the user's cache]"),
+    ] = None,
+    install: Annotated[
+        bool, typer.Option("--install", help="Make that environment first, if it is not there.")
+    ] = False,
+    check: Annotated[
+        str | None,
+        typer.Option("--check", metavar="URL", help="Only ask a running server whether it can be trained against."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Serve a policy with vLLM on this machine's CPU, so that it can be trained against.
+
+    Runs until Ctrl-C. vLLM lives in an environment of its own, which --install makes (3 GB). A GPU server is started as
+    docs/serving.md says, and asked with --check. The key in MEMWEAVE_MODEL_API_KEY, if set, is demanded or sent.
+    """
+    from memweave.config import Settings
+    from memweave.serving.vllm_env import default_env, ensure_env, is_complete
+
+    settings = Settings.load(vllm_env=env)
+    if check is not None:
+        _check(check, settings, as_json)
+        return
+    where = (settings.vllm_env or default_env()).absolute()
+    if model is None and not install:
+        raise UsageError(
+            "name the folder of the policy to serve: memweave serve MODEL_FOLDER (or --install, or --check URL)"
+        )
+    if install:
+        present = is_complete(where)
+        ensure_env(where, render.note)
+        if model is None:
+            if as_json:
+                render.emit({"env": str(where), "installed": not present})
+            else:
+                render.note(
+                    f"{where} {'was there already' if present else 'is ready'}. Next: memweave serve MODEL_FOLDER"
+                )
+            return
+    from memweave.serving.vllm_process import ServeSettings, start
+
+    assert model is not None
+    chosen = ServeSettings(
+        port=port, host=host, max_loras=max_loras, max_lora_rank=max_lora_rank, max_model_len=max_model_len,
+        kv_cache_gb=kv_cache_gb, api_key=secret(settings.model_api_key),
+    )  # fmt: skip
+    signal.signal(signal.SIGTERM, _interrupt)  # `docker stop` and `kill` must not leave vLLM behind
+    with start(model, settings=chosen, env=where, say=render.note) as process:
+        names = _load(process, adapters.absolute(), chosen) if adapters is not None else []
+        _show(process, names, as_json)
+        code = process.wait()
+        raise OperationError(f"vLLM ended by itself with code {code}. Log: {process.log}")
+
+
+def _show(process: VLLMProcess, names: list[str], as_json: bool) -> None:
+    if as_json:
+        render.emit({"url": process.url, "model": str(process.base), "adapters": names, "log": str(process.log)})
+        return
+    out = render.out()
+    out.print(f"vLLM serves {process.base} at {process.url}")
+    for name in names:
+        out.print(f"  with adapter {name}")
+    out.print(f"  train against it:  memweave train RECIPE --policy-server {process.url} --base {process.base}")
+    out.print(f"  its log:           {process.log}")
+    out.print("  Ctrl-C stops it")
+
+
+def _load(process: VLLMProcess, folder: Path, settings: ServeSettings) -> list[str]:
+    """Load the newest version of every stem in `folder`; return the names."""
+    from memweave.serving.adapters import check_adapter
+    from memweave.serving.vllm_endpoint import VLLMEndpoint
+
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder. --adapters takes the folder in which adapters were published")
+    newest: dict[str, int] = {}
+    for path in folder.iterdir():
+        if found := re.fullmatch(r"([^.].*)-v(\d+)", path.name):
+            newest[found[1]] = max(newest.get(found[1], 0), int(found[2]))
+    endpoint = VLLMEndpoint(process.url, api_key=settings.api_key)
+    names = [f"{stem}-v{number}" for stem, number in sorted(newest.items())]
+    for name in names:
+        check_adapter(folder / name, process.base, max_rank=settings.max_lora_rank)
+        body = {"lora_name": name, "lora_path": str(folder / name)}
+        endpoint.post("/v1/load_lora_adapter", body, timeout=120.0, wait=False)
+    endpoint.close()
+    return names
+
+
+def _check(url: str, settings: Settings, as_json: bool) -> None:
+    from memweave.serving.vllm_check import base_model, check_endpoint
+    from memweave.serving.vllm_endpoint import VLLMEndpoint
+
+    endpoint = VLLMEndpoint(url, api_key=secret(settings.model_api_key))
+    model, adapters = base_model(endpoint)
+    check_endpoint(endpoint, model)
+    endpoint.close()
+    if as_json:
+        render.emit({"url": endpoint.url, "model": model, "adapters": adapters, "trainable": True})
+        return
+    out = render.out()
+    out.print(f"{endpoint.url} serves {model} and can be trained against:")
+    out.print("  token ids and log-probabilities come back, of the distribution that is sampled from;")
+    out.print("  the server adds no sampling defaults of its own, and takes adapters while it runs")
+    out.print(f"  adapters: {', '.join(adapters) or 'none'}")
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
