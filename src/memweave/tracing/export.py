@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,8 @@ def to_parquet(traces: Iterable[Trace], path: str | Path) -> int:
     file, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(file)
     try:
-        found.to_parquet(name)
+        with _quiet():
+            found.to_parquet(name)
         os.replace(name, target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -144,6 +146,19 @@ def _datasets() -> Any:
             "JSON lines need nothing more"
         ) from error
     return datasets
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Show no progress bar of `datasets`: standard error is the caller's."""
+    bars = _datasets().utils
+    shown = not bars.are_progress_bars_disabled()
+    bars.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bars()
 
 
 def _features() -> Features:

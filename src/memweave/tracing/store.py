@@ -24,7 +24,6 @@ from memweave.errors import (
     InputError,
     StorageFullError,
     UnavailableError,
-    UnknownMemoryError,
 )
 from memweave.records import as_utc, utc_now
 from memweave.tracing.packing import checked, pack, unpack
@@ -119,12 +118,10 @@ class TraceStore:
         return UUID(bytes=found[0])
 
     def score(self, trace_id: UUID, score: Score) -> None:
-        """Give a trace a score. Earlier ones are kept; the latest counts. Raises `UnknownMemoryError` without such a trace."""
+        """Give a trace a score. Earlier ones are kept; the latest counts. Raises `InputError` without such a trace."""
         with self._writing("write") as connection:
             if connection.execute("SELECT 1 FROM traces WHERE id = ?", (trace_id.bytes,)).fetchone() is None:
-                raise UnknownMemoryError(
-                    f"there is no trace {trace_id} in {self.path}. `memweave traces list` shows them."
-                )
+                raise InputError(f"there is no trace {trace_id} in {self.path}. `memweave traces list` shows them.")
             self._record(connection, trace_id, score)
 
     def _record(self, connection: sqlite3.Connection, trace_id: UUID, score: Score) -> None:
