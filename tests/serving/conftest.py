@@ -28,3 +28,24 @@ def fresh_policy(policy: Path, tmp_path: Path) -> Callable[[], Path]:
         return Path(shutil.copytree(policy, tmp_path / "copy", dirs_exist_ok=True))
 
     return copy
+
+
+@pytest.fixture
+def make_adapter(policy: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a random LoRA adapter of the policy: `make_adapter(name, seed=0, **LoraConfig)`."""
+
+    def make(name: str, *, seed: int = 0, base: Path = policy, size: float = 0.5, **settings: object) -> Path:
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        options = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]} | settings
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**options))
+        noise = torch.Generator().manual_seed(seed)
+        for key, value in model.named_parameters():
+            if "lora_" in key:
+                value.data = torch.randn(value.shape, generator=noise) * size
+        model.save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return make

@@ -1,11 +1,13 @@
 """Policy servers: where trained weights answer graphs."""
 
+from memweave.serving.local_server import LocalServer
 from memweave.serving.policy_folder import PolicyFolder, create_policy, load_policy_folder
 from memweave.serving.seeding import call_seed
 from memweave.serving.server import DEFAULT_ROLE, PolicyServer, PublishedPolicy, weights_version
 
 __all__ = [
     "DEFAULT_ROLE",
+    "LocalServer",
     "PolicyFolder",
     "PolicyServer",
     "PublishedPolicy",

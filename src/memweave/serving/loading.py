@@ -1,0 +1,118 @@
+"""Loading of weights for the in-process policy: a base, adapters on it, and full weights in its place. Imports torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from memweave.errors import AdapterError, InputError, SettingsError
+from memweave.serving.decoding import Weights, make_adaptable
+
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_quiet_lock = threading.Lock()
+
+
+class Loader:
+    """Loads the weights that one server serves. Each method may be called while the server samples."""
+
+    def __init__(self, folder: Path, device: str, dtype: str) -> None:
+        if dtype not in DTYPES:
+            raise SettingsError(f"dtype is {', '.join(DTYPES)}, not {dtype!r}")
+        self._folder, self._dtype = folder, DTYPES[dtype]
+        self._device = _device(device)
+        self._model = self._load(folder)
+
+    @property
+    def parameters(self) -> int:
+        """Return the number of parameters of the base."""
+        return self._model.num_parameters()
+
+    def base(self) -> Weights:
+        """Return the weights of the base folder."""
+        return Weights(self._model)
+
+    def full(self, folder: Path) -> Weights:
+        """Return a model like the base with the weights in `folder`, which passed the checks of the server."""
+        return Weights(self._load(self._folder, folder))
+
+    def adapted(self, folder: Path) -> Weights:
+        """Return the base with the adapter in `folder`, which passed `check_adapter`."""
+        config = json.loads((folder / "adapter_config.json").read_text())
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+        scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        tensors = load_file(folder / "adapter_model.safetensors")
+        layers = {name: module for name, module in self._model.named_modules() if isinstance(module, nn.Linear)}
+        weights = Weights(self._model)
+        for key, a in tensors.items():
+            if ".lora_A." not in key:
+                continue
+            name = key.removeprefix("base_model.model.").partition(".lora_A.")[0]
+            if name not in layers:
+                raise AdapterError(f"{folder} adapts {name}, which is no linear layer of {self._folder}")
+            pair = self._on_device(a), self._on_device(tensors[key.replace(".lora_A.", ".lora_B.")])
+            if self._dtype == torch.float32:
+                weights.merged[name] = _merge(layers[name].weight, *pair, scale)
+            else:
+                weights.pairs[name] = (*pair, scale)
+        return weights
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, self._dtype)
+
+    def _load(self, folder: Path, weights: Path | None = None) -> PreTrainedModel:
+        """Return the model of `folder`, with the weights in folder `weights` if given."""
+        source = folder if weights is None else weights
+        try:
+            with _quiet():
+                model = AutoModelForCausalLM.from_pretrained(
+                    source,
+                    config=None if weights is None else self._model.config,
+                    dtype=self._dtype,
+                    attn_implementation="sdpa",
+                    local_files_only=True,
+                )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise InputError(f"{source} cannot be loaded as a causal language model: {error}") from error
+        make_adaptable(model)
+        loaded: PreTrainedModel = model.train(False).requires_grad_(False).to(self._device)
+        return loaded
+
+
+@torch.inference_mode()
+def _merge(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """Return weight + scale x B A, (out, in), rounded once."""
+    return (weight.double() + scale * (b.double() @ a.double())).to(weight.dtype)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        message = str(error).partition("\n")[0]
+        raise SettingsError(f"The device {name!r} cannot be used here: {message}. Use cpu") from error
+    return device
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from drawing progress bars while it loads."""
+    with _quiet_lock:
+        shown = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # as it is published
+        try:
+            yield
+        finally:
+            if shown:
+                transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # as it is published
