@@ -90,8 +90,7 @@ class LLMPolicy(Generic[R]):
         self.profile: Profile = profile
         self.timeout = timeout
         self._name = name or model_name(model)
-        version = policy_version or getattr(model, "policy_version", None)
-        self._policy_version = version if isinstance(version, str) else None
+        self._policy_version = policy_version
         load_prompt(role.name)  # read the file now, not in the middle of a run
 
     @property
@@ -101,8 +100,9 @@ class LLMPolicy(Generic[R]):
 
     @property
     def policy_version(self) -> str | None:
-        """Return the hash of the weights, if the model is a trained one."""
-        return self._policy_version
+        """Return the hash of the weights, if the model is a trained one: of those published for it at the moment."""
+        version = self._policy_version or getattr(self.model, "policy_version", None)
+        return version if isinstance(version, str) else None
 
     def reply(self, request: R, config: RunnableConfig | None = None) -> str:
         """Return the model's reply.

@@ -54,8 +54,9 @@ def chat_model(
 ) -> BaseChatModel:
     """Return the chat model that `spec` names; nothing is connected yet.
 
-    spec: `openai:NAME` for OpenAI, `openai:NAME@BASE_URL` for any endpoint that speaks its protocol, or what
-    `register_provider` added.  timeout: seconds per request.
+    spec: `openai:NAME` for OpenAI, `openai:NAME@BASE_URL` for any endpoint that speaks its protocol, `vllm:NAME@URL` for a
+    policy on a vLLM server, `local:FOLDER` or `local:FOLDER?adapter=FOLDER` for a policy in this process (loaded now), or
+    what `register_provider` added.  timeout: seconds per request.
 
     Raises `SettingsError` for an unknown provider, a malformed specification or a missing key.
     """
@@ -132,7 +133,15 @@ def _vllm(rest: str, options: ModelOptions) -> BaseChatModel:
     )
 
 
-_PROVIDERS: Final[dict[str, ProviderFactory]] = {"openai": _openai, "vllm": _vllm}
+def _local(rest: str, options: ModelOptions) -> BaseChatModel:
+    from memweave.serving.local_spec import local_chat_model
+    from memweave.tracing.records import Sampling
+
+    sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens)
+    return local_chat_model(rest, sampling=sampling, timeout=options.timeout)
+
+
+_PROVIDERS: Final[dict[str, ProviderFactory]] = {"local": _local, "openai": _openai, "vllm": _vllm}
 
 
 def _not_a_spec(spec: str, provider: str) -> str:
