@@ -22,10 +22,11 @@ class LoopThread:
     def __init__(self, name: str, *, workers: int) -> None:
         self._loop = asyncio.new_event_loop()
         # asyncio's own has as many threads as there are cores, plus four: sync nodes would wait for each other.
-        self._loop.set_default_executor(ThreadPoolExecutor(workers, thread_name_prefix=name))
-        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
-        self._thread.start()
-        self._end = weakref.finalize(self, _stop, self._loop, self._thread)
+        executor = ThreadPoolExecutor(workers, thread_name_prefix=name)
+        self._loop.set_default_executor(executor)
+        thread = threading.Thread(target=_serve, args=(self._loop, executor), name=name, daemon=True)
+        thread.start()
+        self._end = weakref.finalize(self, _stop, self._loop, thread)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` to its end and return what it returns. An interrupt of the caller cancels it and waits for it."""
@@ -52,10 +53,25 @@ async def _result(task: asyncio.Task[T]) -> T:
     return await task
 
 
+def _serve(loop: asyncio.AbstractEventLoop, executor: ThreadPoolExecutor) -> None:
+    """Run the loop until it is stopped, then end it in this thread: the one that stops it may have a running loop."""
+    try:
+        loop.run_forever()
+        loop.run_until_complete(_cancel_rest())
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)  # a node that hangs must not hang the caller
+        loop.close()
+
+
+async def _cancel_rest() -> None:
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)
+
+
 def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
     loop.call_soon_threadsafe(loop.stop)
     if thread is not threading.current_thread():
         thread.join()
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.run_until_complete(loop.shutdown_default_executor())
-        loop.close()
