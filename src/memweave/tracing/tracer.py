@@ -40,6 +40,7 @@ KEPT_WITH_STORE: Final = 100
 UNFINISHED: Final = "the run ended before the model replied"
 _NOT_OURS: Final = ("langgraph_", "ls_", "lc_", "memweave_", "checkpoint_", "__")
 _STALE_RUNS: Final = 10_000
+"""Runs of finished traces that are remembered, so that what one of them still starts is no run of its own."""
 
 
 @dataclass(slots=True)
@@ -64,7 +65,7 @@ class _Open:
     metadata: Mapping[str, Any]
     started_at: datetime
     runs: set[UUID] = field(default_factory=set)
-    """Runs below the root, and the root, that have not ended."""
+    """The root and all runs below it, ended or not: one that has ended may still have children."""
     calls: dict[UUID, _Call] = field(default_factory=dict)
     next_index: int = 0
     finished: list[Finished] = field(default_factory=list)
@@ -177,19 +178,14 @@ class Tracer(BaseCallbackHandler):
         return opened
 
     def _end(self, run_id: UUID, error: BaseException | None) -> None:
-        """Forget a run; with the root, its trace is finished."""
+        """With the end of a root run, its trace is finished, whatever of it is still at work somewhere."""
         with self._lock:
-            self._stale.pop(run_id, None)
-            opened = self._of.pop(run_id, None)
+            opened = self._roots.pop(run_id, None)
             if opened is None:
                 return
-            opened.runs.discard(run_id)
-            if opened.root != run_id:
-                return
-            for run in opened.runs:  # still at work somewhere, for a run that nobody waits for any more
+            for run in opened.runs:
                 self._of.pop(run, None)
                 self._set_stale(run)
-            self._roots.pop(run_id, None)
             trace = self._finished(opened, error)
             self._traces.append(trace)
         if self._writer is not None:
