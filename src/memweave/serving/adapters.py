@@ -51,8 +51,12 @@ def check_adapter(folder: Path, base: Path, *, max_rank: int | None = None) -> A
         raise
     except InputError as error:
         raise AdapterError(f"The adapter cannot be compared with its base: {error}") from error
-    rank = _check_shapes(folder, tensors, base, base_tensors)
     _check_base(folder, config, base)
+    rank = _check_shapes(folder, tensors, base, base_tensors)
+    if config.get("r") != rank:
+        raise AdapterError(
+            f"Adapter {folder}: its settings say r={config.get('r')}, its weights have rank {rank}. Save it again"
+        )
     if bad := not_finite(tensors):
         raise AdapterError(f"Adapter {folder}: {bad[0]} holds NaN or infinity. Publish an earlier checkpoint")
     if max_rank is not None and rank > max_rank:
