@@ -43,7 +43,7 @@ from memweave.trainers.collecting import Collected, Collector
 from memweave.trainers.credit import Credit, broadcast
 from memweave.trainers.grpo_config import TraceGRPOConfig
 from memweave.trainers.losses import Mean, PolicyLoss, importance_ratio, policy_loss
-from memweave.trainers.publishing import Publisher, save_policy
+from memweave.trainers.publishing import Publisher, quiet, save_policy
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -250,7 +250,6 @@ class TraceGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL publishes no t
         device = self.accelerator.device
         return {name: torch.tensor(count * share, device=device) for name, count in counts.items()}
 
-    @torch.no_grad()
     def _with_logps(self, batch: Batch) -> Batch:
         """Add reference log-probabilities (`beta` > 0), and recomputed ones with their correction where it is asked for."""
         if self.vllm_importance_sampling_correction:
@@ -277,6 +276,7 @@ class TraceGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL publishes no t
                     batch["ref_logps"] = self._no_grad_logps(self.model, batch)
         return batch
 
+    @torch.no_grad()
     def _no_grad_logps(self, model: Any, batch: Batch) -> Tensor:
         out = torch.zeros_like(batch["sampled_logps"])
         start = 0
@@ -498,7 +498,7 @@ class TraceGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL publishes no t
         self.accelerator.wait_for_everyone()
         self._writing_to = str(partial)
         try:
-            with resume.disk_full(final):
+            with resume.disk_full(final), quiet():
                 Trainer._save_checkpoint(self, model, trial)  # TRL's writes a model card besides (0.1 s)
                 self._write_ours(partial / final.name, final)
         finally:

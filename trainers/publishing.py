@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,22 @@ def save_weights(model: PreTrainedModel, folder: Path) -> None:
     if is_peft_model(model):
         _save_adapter(model, folder)
     else:
-        model.save_pretrained(str(folder), safe_serialization=True)
+        with quiet():
+            model.save_pretrained(str(folder), safe_serialization=True)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from drawing a progress bar for each file that it writes or reads."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _save_adapter(model: Any, folder: Path) -> None:

@@ -22,6 +22,7 @@ from memweave.serving import DEFAULT_ROLE, PublishedPolicy, weights_version
 from memweave.tracing import Generation, Sampling, Score, Trace, TraceStatus
 from memweave.trainers.credit import Group
 
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 WORDS = "amber birch cedar delta ember flint grove heron iris jade kelp lotus maple north olive pearl".split()
 
 
@@ -60,7 +61,8 @@ class DirectServer:
 
     def publish(self, weights: Path, *, run: str, role: str = DEFAULT_ROLE) -> PublishedPolicy:
         self.publications += 1
-        mine = self._folder / f"v{self.publications}"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        mine = self._folder / f"v{len(list(self._folder.iterdir())) + 1}"
         shutil.copytree(weights, mine)
         self.model = self._load(mine)
         self._current = PublishedPolicy(
@@ -116,35 +118,42 @@ class DirectRollouts:
         policy_version: str | None = None,
     ) -> list[Group]:
         self.calls.append((iteration, [task.id for task in tasks]))
+        episodes = [(task.id, replica) for task in tasks for replica in range(group_size)]
+        seed = hashlib.blake2b(f"{run}/{iteration}".encode(), digest_size=7).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(seed))
+        ids = [[10 + sum(map(ord, task)) % 40, 11, 12] for task, _ in episodes]
+        generations: list[list[Generation]] = [[] for _ in episodes]
+        for turn in range(self.turns):
+            sampled, logprobs = sample(self.server.model, ids, self.length, self.temperature, generator)
+            current = self.server.current()
+            for number in range(len(episodes)):
+                generations[number].append(
+                    Generation(
+                        index=turn,
+                        role="policy",
+                        policy=current.name if current else None,
+                        policy_version=current.version if current else None,
+                        prompt_token_ids=tuple(ids[number]),
+                        token_ids=sampled[number],
+                        logprobs=logprobs[number],
+                        sampling=Sampling(temperature=self.temperature, logprobs="processed"),
+                        finish_reason="length",
+                        started_at=utc_now(),
+                    )
+                )
+                ids[number] += [*sampled[number], 20 + turn, 21]
+        traces = [
+            self._scored(task, run, iteration, replica, tuple(found))
+            for (task, replica), found in zip(episodes, generations, strict=True)
+        ]
         return [
-            Group(task.id, tuple(self._episode(task.id, run, iteration, replica) for replica in range(group_size)))
-            for task in tasks
+            Group(task.id, tuple(traces[i * group_size : (i + 1) * group_size])) for i, task in enumerate(tasks)
         ]
 
-    def _episode(self, task: str, run: str, iteration: int, replica: int) -> Trace:
+    def _scored(
+        self, task: str, run: str, iteration: int, replica: int, generations: tuple[Generation, ...]
+    ) -> Trace:
         key = hashlib.blake2b(f"{run}/{iteration}/{task}/{replica}".encode(), digest_size=16).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
-        ids = [10 + sum(map(ord, task)) % 40, 11, 12]
-        generations = []
-        for turn in range(self.turns):
-            prompt = tuple(ids)
-            sampled, logprobs = sample(self.server.model, prompt, self.length, self.temperature, generator)
-            current = self.server.current()
-            generations.append(
-                Generation(
-                    index=turn,
-                    role="policy",
-                    policy=current.name if current else None,
-                    policy_version=current.version if current else None,
-                    prompt_token_ids=prompt,
-                    token_ids=sampled,
-                    logprobs=logprobs,
-                    sampling=Sampling(temperature=self.temperature, logprobs="processed"),
-                    finish_reason="length",
-                    started_at=utc_now(),
-                )
-            )
-            ids += [*sampled, 20 + turn, 21]
         trace = Trace(
             id=UUID(bytes=key),
             run=run,
@@ -152,7 +161,7 @@ class DirectRollouts:
             group=task,
             replica=replica,
             status=TraceStatus.OK,
-            generations=tuple(generations),
+            generations=generations,
             started_at=utc_now(),
             ended_at=utc_now(),
         )
@@ -163,17 +172,18 @@ class DirectRollouts:
 
 @torch.no_grad()
 def sample(
-    model: Any, prompt: Sequence[int], length: int, temperature: float, generator: torch.Generator
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Return `length` tokens sampled from `model` after `prompt`, and their log-probabilities."""
-    ids, found = list(prompt), []
+    model: Any, prompts: Sequence[Sequence[int]], length: int, temperature: float, generator: torch.Generator
+) -> tuple[list[tuple[int, ...]], list[tuple[float, ...]]]:
+    """Return `length` tokens sampled after each of `prompts`, which are equally long, and their log-probabilities."""
+    ids, found = torch.tensor(prompts), []
     for _ in range(length):
-        logits = model(input_ids=torch.tensor([ids])).logits[0, -1] / temperature
+        logits = model(input_ids=ids).logits[:, -1] / temperature
         logps = torch.log_softmax(logits.float(), -1)
-        token = int(torch.multinomial(logps.exp(), 1, generator=generator))
-        ids.append(token)
-        found.append(float(logps[token]))
-    return tuple(ids[len(prompt) :]), tuple(found)
+        token = torch.multinomial(logps.exp(), 1, generator=generator)
+        ids = torch.cat([ids, token], dim=1)
+        found.append(logps.gather(1, token))
+    tokens = ids[:, -length:].tolist()
+    return [tuple(each) for each in tokens], [tuple(each) for each in torch.cat(found, dim=1).tolist()]
 
 
 def class_share(task: str, trace: Trace) -> float:
@@ -204,4 +214,4 @@ def config(folder: Path, **settings: Any) -> Any:
 def lora(rank: int = 4) -> Any:
     from peft import LoraConfig
 
-    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
+    return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, task_type="CAUSAL_LM")
