@@ -12,6 +12,7 @@ import select
 import socket
 import ssl
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -86,6 +87,7 @@ class HttpPool:
             self._headers["Authorization"] = f"Bearer {api_key}"
         self._idle: list[http.client.HTTPConnection] = []
         self._lock = threading.Lock()
+        weakref.finalize(self, _close_all, self._idle)
 
     def request(
         self, method: str, path: str, body: Mapping[str, Any] | None, *, timeout: float, call: Call | None = None
@@ -114,9 +116,7 @@ class HttpPool:
     def close(self) -> None:
         """Close idle connections; the pool stays usable."""
         with self._lock:
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
+            _close_all(self._idle)
 
     def _exchange(
         self,
@@ -187,6 +187,11 @@ def _reply(response: http.client.HTTPResponse, raw: bytes) -> Reply:
     after = response.getheader("Retry-After") if response.status in (429, 503) else None
     seconds = float(after) if after and after.isascii() and after.isdigit() else None
     return Reply(response.status, body, raw[:2_000].decode(errors="replace") if body is None else "", seconds)
+
+
+def _close_all(connections: list[http.client.HTTPConnection]) -> None:
+    while connections:
+        connections.pop().close()
 
 
 def _readable(connection: socket.socket) -> bool:
