@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,17 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from memweave.serving.policy_folder import create_policy
 
     return create_policy(tmp_path_factory.mktemp("policy") / "base", TEXTS, vocab_size=320, context=256).path
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: on a busy machine, more wait for each other most of the time."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -40,7 +52,9 @@ def make_adapter(policy: Path, tmp_path: Path) -> Callable[..., Path]:
         from transformers import AutoModelForCausalLM
 
         options = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]} | settings
-        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**options))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a deprecated attribute of transformers
+            model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**options))
         noise = torch.Generator().manual_seed(seed)
         for key, value in model.named_parameters():
             if "lora_" in key:

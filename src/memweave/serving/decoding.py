@@ -136,6 +136,7 @@ class SlotCache(Cache):
             self.low = self.column = 0
         if self.column < length:
             self._move(length - self.column)
+        self.low = min(self.low, self.column - length)
         self._reserve(self.rows + count, self.column + 1, layers[0][0], len(layers), heads, size)
         assert self.data is not None
         for target, (keys, values) in zip(self.data, layers, strict=True):
@@ -223,6 +224,7 @@ class Batch:
         sample(logits, self.rows)
         return self._drop(row for row in self.rows if row.finish_reason is not None)
 
+    @torch.inference_mode()
     def leave(self, rows: Iterable[Row]) -> None:
         """Drop rows that nobody waits for."""
         self._drop(rows)

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from memweave.errors import AdapterError, InputError, SettingsError
 from memweave.serving.decoding import Weights, make_adaptable
+from memweave.serving.weight_files import read_tensors
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _quiet_lock = threading.Lock()
@@ -44,7 +45,10 @@ class Loader:
 
     def full(self, folder: Path) -> Weights:
         """Return a model like the base with the weights in `folder`, which passed the checks of the server."""
-        return Weights(self._load(self._folder, folder))
+        model = self._load(self._folder)
+        for file in sorted({tensor.file for tensor in read_tensors(folder).values()}):
+            model.load_state_dict(load_file(file), strict=False)  # a shard holds a part; the server compared all names
+        return Weights(model)
 
     def adapted(self, folder: Path) -> Weights:
         """Return the base with the adapter in `folder`, which passed `check_adapter`."""
@@ -70,20 +74,14 @@ class Loader:
     def _on_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, self._dtype)
 
-    def _load(self, folder: Path, weights: Path | None = None) -> PreTrainedModel:
-        """Return the model of `folder`, with the weights in folder `weights` if given."""
-        source = folder if weights is None else weights
+    def _load(self, folder: Path) -> PreTrainedModel:
         try:
             with _quiet():
                 model = AutoModelForCausalLM.from_pretrained(
-                    source,
-                    config=None if weights is None else self._model.config,
-                    dtype=self._dtype,
-                    attn_implementation="sdpa",
-                    local_files_only=True,
+                    folder, dtype=self._dtype, attn_implementation="sdpa", local_files_only=True
                 )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise InputError(f"{source} cannot be loaded as a causal language model: {error}") from error
+            raise InputError(f"{folder} cannot be loaded as a causal language model: {error}") from error
         make_adaptable(model)
         loaded: PreTrainedModel = model.train(False).requires_grad_(False).to(self._device)
         return loaded
