@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -25,6 +27,7 @@ class StubVLLM:
         self.top_p_default = False
         self.hold = threading.Event()
         self.port = 0
+        self._connections: list[socket.socket] = []
         self._server: ThreadingHTTPServer | None = None
         self.start()
 
@@ -37,6 +40,10 @@ class StubVLLM:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                stub._connections.append(self.connection)
 
             def do_GET(self) -> None:
                 self._answer({})
@@ -69,6 +76,11 @@ class StubVLLM:
             self._server.shutdown()
             self._server.server_close()
             self._server = None
+            for connection in self._connections:
+                # A process that dies takes its open connections with it.
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            self._connections.clear()
 
     def reply(self, path: str, body: Json) -> tuple[int, str]:
         match path:

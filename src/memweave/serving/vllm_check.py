@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from memweave.errors import AdapterError, InputError, ModelReplyError, OperationError, ServerSetupError
+from memweave.errors import AdapterError, InputError, OperationError, ServerSetupError
 from memweave.serving.adapters import rank_message
 from memweave.serving.http_pool import JsonObject
 from memweave.serving.vllm_endpoint import UnknownModelError, VLLMEndpoint
@@ -91,19 +91,23 @@ def _probe(endpoint: VLLMEndpoint, model: str, timeout: float, **settings: objec
         answer = endpoint.post("/v1/chat/completions", body, timeout=timeout, wait=False)
     except InputError as error:
         raise ServerSetupError(f"vLLM at {endpoint.url} refuses a probe: {error}. Start it with {_FLAGS}") from error
+    choices = answer.get("choices")
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        raise ServerSetupError(
+            f"{endpoint.url} answers a probe with something else than a chat completion. Is it vLLM?"
+        )
+    if choices[0].get("token_ids") is None or answer.get("prompt_token_ids") is None:
+        raise ServerSetupError(
+            f"{endpoint.url} returns no token ids. Use vLLM 0.10.2 or newer, without a proxy that drops them"
+        )
+    if not choices[0].get("logprobs"):
+        raise ServerSetupError(f"{endpoint.url} returns no log-probabilities. Start vLLM with {_FLAGS}")
     try:
-        choice = answer["choices"][0]
-        if choice.get("token_ids") is None or answer.get("prompt_token_ids") is None:
-            raise ServerSetupError(
-                f"{endpoint.url} returns no token ids. Use vLLM 0.10.2 or newer, without a proxy that drops them"
-            )
-        if not choice.get("logprobs"):
-            raise ServerSetupError(f"{endpoint.url} returns no log-probabilities. Start vLLM with {_FLAGS}")
-        first = choice["logprobs"]["content"][0]
+        first = choices[0]["logprobs"]["content"][0]
         entries = [first, *first["top_logprobs"]]
         return {int(str(entry["token"]).removeprefix("token_id:")): float(entry["logprob"]) for entry in entries}
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise ModelReplyError(f"{endpoint.url} answers a probe with something else than vLLM does ({error})") from error
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ServerSetupError(f"{endpoint.url} names no tokens by id ({error}). Use vLLM 0.10.2 or newer") from error
 
 
 def _check_processed(one: dict[int, float], half: dict[int, float], favoured: int) -> None:
