@@ -70,6 +70,6 @@ TWO_NODE = Recipe(
         "per-role": lambda seed: per_role(),
         "broadcast": lambda seed: broadcast(),
     },
-    settings=TrainSettings(steps=40),
+    settings=TrainSettings(steps=24),
     max_tokens={"chooser": 2, "narrator": 24},
 )
