@@ -308,6 +308,19 @@ async def test_episodes_are_stored_as_they_end_and_failed_ones_with_them(store: 
     assert store.count(status=TraceStatus.FAILED) == 2
 
 
+async def test_an_episode_whose_server_was_away_is_run_again(store: TraceStore) -> None:
+    def away(given: dict[str, str]) -> None:
+        if given["question"] == "2":
+            raise UnavailableError("no server")
+
+    first = await run(Rollouts(asking(away), one, store=store))
+    again = await run(Rollouts(asking(), one, store=store))
+    assert [trace.status.value for trace in first] == ["ok", "ok", "unavailable", "unavailable"]
+    assert [trace.status.value for trace in again] == ["ok"] * 4
+    assert [trace.id for trace in again[:2]] == [trace.id for trace in first[:2]]
+    assert store.count(status=TraceStatus.OK) == 4
+
+
 async def test_a_fault_stops_the_others_and_what_was_done_stays(store: TraceStore) -> None:
     hanging, stored = asyncio.Event(), asyncio.Event()
     cancelled = []
