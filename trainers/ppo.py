@@ -310,6 +310,11 @@ class TracePPOTrainer(TraceGRPOTrainer):
                 if i is not None:
                     n = len(rows[i].ids)
                     found.append((i, _shifted(values[line], n), None if kl is None else _shifted(kl[line], n)))
+        if not all(np.isfinite(value).all() for _, value, _ in found):
+            raise OperationError(
+                "the value head gives values that are no numbers; lower value_learning_rate "
+                f"({self.args.value_learning_rate}) or vf_coef ({self.args.vf_coef})"
+            )
         everything = sorted(gather_object(found), key=lambda entry: entry[0])
         return [value for _, value, _ in everything], [kl for *_, kl in everything] if penalised else None
 
