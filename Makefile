@@ -1,7 +1,7 @@
 # memweave: every target creates what it needs. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-integration test-gpu check format bench mutants experiments constraints clean
+.PHONY: help install demo test test-integration test-gpu check format bench serve-cpu mutants experiments constraints clean
 
 # A dependency's `import agents` must never find our folder of that name in the working folder.
 export PYTHONSAFEPATH := 1
@@ -49,6 +49,10 @@ check: $(VENV)/.installed-dev  ## Lint, format, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+serve-cpu: $(VENV)/.installed-demo  ## Serve a policy with vLLM on the CPU: make serve-cpu POLICY=folder (first time: 3 GB)
+	@test -n "$(POLICY)" || { echo "error: name the folder of the policy: make serve-cpu POLICY=path/to/policy"; exit 2; }
+	$(BIN)/memweave serve --install "$(POLICY)"
 
 bench: $(VENV)/.installed-dev  ## Measure speed, as quoted in docs/results.md
 	$(BIN)/python bench
