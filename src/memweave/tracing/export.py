@@ -79,8 +79,9 @@ def to_dataset(traces: Iterable[Trace]) -> Dataset:
     Free-form parts (metadata, tool calls, parts of a score) are JSON texts. Raises `NotInstalledError` without `datasets`.
     """
     table = _datasets().Dataset
-    rows = [row(trace, generation) for trace in traces for generation in trace.generations]
-    made: Dataset = table.from_list(rows, features=_features())
+    rows = [as_row(trace, generation) for trace in traces for generation in trace.generations]
+    features = _features()
+    made: Dataset = table.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
     return made
 
 
@@ -100,7 +101,7 @@ def to_parquet(traces: Iterable[Trace], path: str | Path) -> int:
     return int(found.num_rows)
 
 
-def row(trace: Trace, generation: Generation) -> dict[str, Any]:
+def as_row(trace: Trace, generation: Generation) -> dict[str, Any]:
     """Return the row of one generation."""
     score = trace.score
     return {
