@@ -4,6 +4,8 @@ from memweave.serving.local_server import LocalServer
 from memweave.serving.policy_folder import PolicyFolder, create_policy, load_policy_folder
 from memweave.serving.seeding import call_seed
 from memweave.serving.server import DEFAULT_ROLE, PolicyServer, PublishedPolicy, weights_version
+from memweave.serving.vllm_chat import VLLMChatModel
+from memweave.serving.vllm_server import VLLMServer
 
 __all__ = [
     "DEFAULT_ROLE",
@@ -11,6 +13,8 @@ __all__ = [
     "PolicyFolder",
     "PolicyServer",
     "PublishedPolicy",
+    "VLLMChatModel",
+    "VLLMServer",
     "call_seed",
     "create_policy",
     "load_policy_folder",
