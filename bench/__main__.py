@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-NAMES = ("import", "search", "bank", "remember", "loop_lag", "serving")
+NAMES = ("import", "search", "bank", "remember", "loop_lag", "serving", "capture")
 
 
 def missed() -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 import memweave
 
-PACKAGES = ("agents", "cli", "evaluation", "graphs", "memory_stores", "testing", "worlds")
+PACKAGES = ("agents", "cli", "evaluation", "graphs", "memory_stores", "testing", "tracing", "worlds")
 
 
 def test_the_lazy_table_the_list_and_the_type_checker_agree(root: Path) -> None:

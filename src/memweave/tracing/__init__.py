@@ -38,7 +38,6 @@ _HOME = {
 }
 
 __all__ = [
-    "TRACE_FORMAT",
     "ChatMessage",
     "Finding",
     "Generation",
@@ -46,6 +45,7 @@ __all__ = [
     "MemoryRef",
     "Sampling",
     "Score",
+    "TRACE_FORMAT",
     "Trace",
     "TraceStatus",
     "TraceStore",
