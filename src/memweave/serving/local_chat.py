@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from memweave.serving.local_server import LocalServer, Reply
 
 _IGNORED: Final = ("tool_choice", "stream", "ls_structured_output_format", "parallel_tool_calls", "strict")
+_PRIVATE_USE: Final = range(0xE000, 0xF900)
+"""Code points without a meaning: hardly a text holds one, none holds all 6,400."""
 
 
 class LocalChatModel(BaseChatModel):
@@ -201,12 +203,13 @@ def _mark_sampled(
     folder: PolicyFolder, messages: Sequence[BaseMessage], plain: Sequence[dict[str, str]], text: str
 ) -> tuple[list[dict[str, str]], list[Sampled]]:
     """Return the messages with marks in place of what was sampled, and what each mark stands for."""
+    fence = next(chr(code) for code in _PRIVATE_USE if chr(code) not in text)
     marked: list[dict[str, str]] = []
     sampled: list[Sampled] = []
     for message, entry in zip(messages, plain, strict=True):
         ids = _sampled_ids(folder, message, entry["content"])
-        mark = f"\ue000{len(sampled)}\ue001"  # private use characters, which hardly any text holds
-        if ids is None or mark in text:
+        mark = f"{fence}{len(sampled)}{fence}"
+        if ids is None:
             marked.append(entry)
         else:
             marked.append({**entry, "content": mark})
