@@ -188,3 +188,11 @@ def test_truncation_and_wrong_text_are_warnings_and_the_rest_errors(
     }  # fmt: skip
     harmless = {"truncated", "parser_altered", "empty_completion", "failed_run", "prefix_mismatch"}
     assert {code for code, found in severities.items() if found == {"warning"}} == harmless
+
+
+def test_a_greedy_reply_breaks_the_ratio_whatever_the_training_run_is(
+    trace: MakeTrace, generation: MakeGeneration
+) -> None:
+    greedy = generation(sampling=SOUND.model_copy(update={"temperature": 0.0}))
+    (found,) = doctor([trace(group=None, generations=(greedy,))])
+    assert (found.code, found.severity) == ("sampling_breaks_ratio", "error")
