@@ -112,7 +112,9 @@ def nothing_trained(traces: Sequence[Trace], published: PublishedPolicy, report:
         return NoPolicyError(
             f"{len(traces)} episodes made no model call. Build the graph on the server's chat_model, and let its nodes call it"
         )
-    why = ", ".join(f"{number} x {reason}" for reason, number in sorted(report.refusals.items())) or "no actor was chosen"
+    why = (
+        ", ".join(f"{number} x {reason}" for reason, number in sorted(report.refusals.items())) or "no actor was chosen"
+    )
     return NoPolicyError(
         f"none of {calls} model calls in {len(traces)} episodes can be trained on as {published.name} ({why}). "
         "Build the graph on the server's chat_model, at the trainer's temperature"
@@ -154,6 +156,6 @@ def row_metrics(report: RowReport, rows: Sequence[Row]) -> dict[str, float]:
     }
     for reason, number in report.refusals.items():
         found[f"rows/refused/{reason}"] = float(number)
-    for reason, number in report.forks.items():
-        found[f"rows/forks/{reason}"] = float(number)
+    for fork, number in report.forks.items():
+        found[f"rows/forks/{fork}"] = float(number)
     return found

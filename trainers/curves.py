@@ -129,8 +129,10 @@ def draw(entries: Sequence[Entry], target: Path) -> None:
     os.replace(partial, target)
 
 
-def _band(axes: Any, entries: Sequence[Entry], color: str) -> None:
-    both = [(e["step"], e["reward"], e["reward_std"]) for e in entries if _number(e, "reward") and _number(e, "reward_std")]
+def _band(axes: Any, entries: Sequence[Entry], color: Any) -> None:
+    both = [
+        (e["step"], e["reward"], e["reward_std"]) for e in entries if _number(e, "reward") and _number(e, "reward_std")
+    ]
     if both:
         steps, means, spreads = zip(*both, strict=True)
         low = [mean - spread for mean, spread in zip(means, spreads, strict=True)]

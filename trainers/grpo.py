@@ -32,7 +32,14 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+)
 from trl import GRPOTrainer
 
 from memweave.errors import MemweaveError, OperationError, ServerSetupError, SettingsError
@@ -115,7 +122,9 @@ class TraceGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL publishes no t
                 peft_config=peft_config,
             )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise SettingsError("weights sharded by FSDP or DeepSpeed cannot be published; use plain data parallelism (DDP)")
+            raise SettingsError(
+                "weights sharded by FSDP or DeepSpeed cannot be published; use plain data parallelism (DDP)"
+            )
         self._settings = args.loss_settings()
         self._publisher = Publisher(server, run=args.run, role=args.role)
         self._collector = Collector(rollouts, credit or broadcast(), args)
@@ -452,7 +461,8 @@ class TraceGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL publishes no t
             resume.check_settings(saved, self._all_settings(), checkpoint)
             self._restore(saved, checkpoint)
         try:
-            return super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
+            done: TrainOutput = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
+            return done
         except BaseException as error:
             self._say_where_it_stopped(error)
             raise
@@ -486,6 +496,8 @@ class TraceGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL publishes no t
     def _get_output_dir(self, trial: Any) -> str:
         return self._writing_to or str(super()._get_output_dir(trial=trial))
 
+    _buffered_inputs: list[Batch] | None
+    _current_train_step_time: float
     _writing_to: str | None = None
     """Where Hugging Face's code writes a checkpoint while it has no name yet."""
 

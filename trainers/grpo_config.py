@@ -100,7 +100,8 @@ class TraceGRPOConfig(GRPOConfig):  # type: ignore[misc]  # TRL publishes no typ
             if value is not None and value < 1:
                 raise SettingsError(f"{name} = {value} must be at least 1")
         self.loss_settings()
-        if self.activation_checkpointing is None:  # the new name; transformers warns where only the old one is set
+        chosen: bool | None = getattr(self, "activation_checkpointing", None)
+        if chosen is None:  # the new name; transformers warns where only the old one is set
             self.activation_checkpointing = bool(self.gradient_checkpointing)
         try:
             super().__post_init__()

@@ -232,7 +232,9 @@ def disk_full(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise StorageFullError(f"the disk is full: checkpoint {path} was not written; free some space and resume") from error
+        raise StorageFullError(
+            f"the disk is full: checkpoint {path} was not written; free some space and resume"
+        ) from error
 
 
 def _sync(path: Path) -> None:

@@ -23,7 +23,24 @@ from memweave.tracing import Generation, Sampling, Score, Trace, TraceStatus
 from memweave.trainers.credit import Group
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-WORDS = "amber birch cedar delta ember flint grove heron iris jade kelp lotus maple north olive pearl".split()
+WORDS = [
+    "amber",
+    "birch",
+    "cedar",
+    "delta",
+    "ember",
+    "flint",
+    "grove",
+    "heron",
+    "iris",
+    "jade",
+    "kelp",
+    "lotus",
+    "maple",
+    "north",
+    "olive",
+    "pearl",
+]
 
 
 class Task:
@@ -146,13 +163,9 @@ class DirectRollouts:
             self._scored(task, run, iteration, replica, tuple(found))
             for (task, replica), found in zip(episodes, generations, strict=True)
         ]
-        return [
-            Group(task.id, tuple(traces[i * group_size : (i + 1) * group_size])) for i, task in enumerate(tasks)
-        ]
+        return [Group(task.id, tuple(traces[i * group_size : (i + 1) * group_size])) for i, task in enumerate(tasks)]
 
-    def _scored(
-        self, task: str, run: str, iteration: int, replica: int, generations: tuple[Generation, ...]
-    ) -> Trace:
+    def _scored(self, task: str, run: str, iteration: int, replica: int, generations: tuple[Generation, ...]) -> Trace:
         key = hashlib.blake2b(f"{run}/{iteration}/{task}/{replica}".encode(), digest_size=16).digest()
         trace = Trace(
             id=UUID(bytes=key),

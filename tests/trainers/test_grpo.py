@@ -273,7 +273,9 @@ class StaleServer(DirectServer):
 
 def test_a_server_that_serves_older_weights_is_found(make: Make, base: Path, tmp_path: Path) -> None:
     trainer = make(server=StaleServer(base, tmp_path / "stale"), max_steps=5, learning_rate=0.1)
-    with pytest.raises(ServerSetupError, match=r"does not sample from the weights that were published as run-policy-v\d"):
+    with pytest.raises(
+        ServerSetupError, match=r"does not sample from the weights that were published as run-policy-v\d"
+    ):
         trainer.train()
     assert 1 <= trainer.state.global_step < 5
 
@@ -300,7 +302,9 @@ def test_weights_that_did_not_change_are_not_published_again(make: Make) -> None
 
 
 def test_old_log_probabilities_may_be_computed_again(make: Make) -> None:
-    trainer = make(max_steps=2, vllm_importance_sampling_correction=True, vllm_importance_sampling_mode="token_truncate")
+    trainer = make(
+        max_steps=2, vllm_importance_sampling_correction=True, vllm_importance_sampling_mode="token_truncate"
+    )
     trainer.train()
     assert max(settled(trainer, "sampling/logp_difference_max")) <= 1e-3
     assert settled(trainer, "ratio") == pytest.approx([1.0] * 2, abs=1e-4)
@@ -394,7 +398,9 @@ def test_one_scored_episode_per_task_is_an_error(make: Make) -> None:
 
 def test_a_server_that_is_gone_is_named(make: Make) -> None:
     def gone(trace: Trace) -> Trace:
-        return trace.model_copy(update={"status": TraceStatus.UNAVAILABLE, "score": None, "error": "connection refused"})
+        return trace.model_copy(
+            update={"status": TraceStatus.UNAVAILABLE, "score": None, "error": "connection refused"}
+        )
 
     with pytest.raises(UnavailableError, match="connection refused"):
         make(rollouts={"change": gone}).train()

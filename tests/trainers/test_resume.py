@@ -58,7 +58,14 @@ def build(base: Path, tmp_path: Path) -> Build:
 
 def child(base: Path, out: Path, kill_at: int, mode: str) -> int:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(Path(__file__).with_name("resume_child.py")), str(base), str(out), str(kill_at), mode]
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("resume_child.py")),
+        str(base),
+        str(out),
+        str(kill_at),
+        mode,
+    ]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
     if done.returncode not in (0, -9):
         raise AssertionError(done.stderr)
