@@ -22,7 +22,7 @@ from memweave.records import new_id, utc_now
 from memweave.tracing import Generation, Sampling, Score, Trace
 from memweave.tracing.store import TraceStore
 from memweave.trainers.credit import Credit, Group, broadcast
-from memweave.trainers.memory_hop import memory_hop
+from memweave.trainers.hops import memory_hop
 from memweave.trainers.rows import assign, build_rows
 
 GIVEN, SAMPLED, GROUP_SIZE = 100, 40, 8

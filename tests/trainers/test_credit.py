@@ -9,7 +9,7 @@ from memweave.errors import SettingsError
 from memweave.records import new_id
 from memweave.tracing import MemoryEvent, MemoryRef, Score, Trace, TraceStatus
 from memweave.trainers.credit import CreditResult, Group, broadcast, per_role, shuffled
-from memweave.trainers.memory_hop import memory_hop
+from memweave.trainers.hops import memory_hop
 from tests.trainers.made_up import generation, trace
 
 
