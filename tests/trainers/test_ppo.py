@@ -196,21 +196,23 @@ def test_whitening(base: Path, tmp_path: Path) -> None:
 
 
 def test_the_head_learns_a_reward_that_the_state_tells(base: Path, tmp_path: Path) -> None:
-    """Reward decided by the task alone: the head finds it, while no advantage remains for the policy."""
+    """Reward decided by the task alone: the values become right, so that next to no advantage remains for the policy."""
     run = trainer(
         base,
         tmp_path,
         lambda task, trace: float(int(task.split()[1]) % 2),
         length=2,
-        max_steps=30,
-        learning_rate=0.0,
-        value_learning_rate=0.1,
+        max_steps=24,
+        learning_rate=3e-3,
+        value_learning_rate=3e-2,
+        vf_coef=1.0,
         value_clip=None,
+        whiten_advantages=False,
     )
     run.train()
     losses, explained = logged(run, "value/loss"), logged(run, "value/explained_variance")
-    assert losses[-1] < 0.6 * losses[0]
-    assert explained[0] <= 0.01 < 0.3 < explained[-1]
+    assert losses[-1] < 0.3 * losses[0]  # half of it would be the mean reward, learned and nothing else
+    assert explained[0] <= 0.01 < 0.7 < explained[-1]
 
 
 def test_the_policy_learns_a_class_of_tokens(base: Path, tmp_path: Path) -> None:
