@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from memweave.agents.llm import ANSWERER, LLMPolicy
 from memweave.errors import ContextLengthError, InputError, SettingsError, UnavailableError
 from memweave.models import chat_model, model_name
-from memweave.serving import LocalServer, call_seed, load_policy_folder, weights_version
+from memweave.serving import LocalServer, call_seed, create_policy, load_policy_folder, weights_version
 from memweave.serving.local_chat import LocalChatModel, prompt_ids, reply_text
 from memweave.serving.local_spec import _servers, parse_local
 from memweave.serving.policy_folder import END as END_TOKEN
@@ -182,7 +182,11 @@ def taught(policy: Path, folder: Path, pairs: list[tuple[list[int], str]]) -> Pa
     return folder
 
 
-def test_an_agent_of_langchain_calls_tools_through_text(server: LocalServer, policy: Path, tmp_path: Path) -> None:
+def test_an_agent_of_langchain_calls_tools_through_text(tmp_path: Path) -> None:
+    texts = [CALL, ANSWER, "alice: paris"]
+    policy = create_policy(tmp_path / "base", texts, vocab_size=320, context=512).path
+    server = LocalServer(policy)
+
     @tool
     def lookup(who: str) -> str:
         """Find."""
@@ -203,6 +207,7 @@ def test_an_agent_of_langchain_calls_tools_through_text(server: LocalServer, pol
     assert [message.type for message in messages] == ["human", "ai", "tool", "ai"]
     assert messages[1].content == CALL
     assert messages[1].tool_calls == [{"name": "lookup", "args": {"who": "alice"}, "id": "call_0", "type": "tool_call"}]
+    assert messages[3].response_metadata["prompt_token_ids"] == pairs[1][0]
     assert messages[3].content == ANSWER
     first, second = (messages[n].response_metadata for n in (1, 3))
     sampled = first["prompt_token_ids"] + first["token_ids"]
