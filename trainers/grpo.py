@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers.trainer_utils import TrainOutput
 
+    from memweave.trainers.progress import ProgressLine
     from memweave.trainers.rollouts import Rollouts, Task
 
 log = resume.log
@@ -131,7 +132,7 @@ class TraceGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL publishes no t
         self._totals: Batch = {}
         self._limit = self._difference_limit()
         self._difference = torch.zeros(3, dtype=torch.float64)  # max, sum and count since the last generation
-        self._resume_state: resume.Progress | None = None
+        self._line: ProgressLine | None = None
         self._add_callbacks()
 
     # -- set-up ----------------------------------------------------------------------------------------------------------
@@ -146,7 +147,8 @@ class TraceGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL publishes no t
         if self.args.progress:
             from memweave.trainers.progress import ProgressLine
 
-            self.add_callback(ProgressLine())
+            self._line = ProgressLine()
+            self.add_callback(self._line)
 
     def _send_telemetry(self) -> None:
         """Send nothing: TRL would report each run to its makers."""
@@ -468,6 +470,8 @@ class TraceGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL publishes no t
             raise
 
     def _say_where_it_stopped(self, error: BaseException) -> None:
+        if self._line is not None:
+            self._line.stop()
         last = resume.last_checkpoint(Path(self.args.output_dir))
         how = f"go on from {last} with resume" if last else "there is no checkpoint yet (save_steps)"
         what = "interrupted" if isinstance(error, KeyboardInterrupt) else f"ended by {type(error).__name__}"
@@ -519,9 +523,9 @@ class TraceGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL publishes no t
             resume.rotate(final.parent, self.args.save_total_limit)
 
     def _write_ours(self, folder: Path, final: Path) -> None:
-        buffered = self._step % self._generate_every != 0 and self._buffered_inputs is not None
-        if buffered:
-            resume.write_rows(folder, self.accelerator.process_index, self._buffered_inputs)
+        rows = self._buffered_inputs if self._step % self._generate_every else None
+        if rows is not None:
+            resume.write_rows(folder, self.accelerator.process_index, rows)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             settings = self._all_settings()
@@ -535,7 +539,7 @@ class TraceGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL publishes no t
                 settings=settings,
                 settings_hash=resume.settings_hash(settings),
                 metrics=dict(self._metrics["train"]),
-                buffered=buffered,
+                buffered=rows is not None,
             )
             resume.write_progress(folder, progress)
             resume.put_in_place(folder, final)

@@ -56,11 +56,11 @@ def build(base: Path, tmp_path: Path) -> Build:
     return make
 
 
-def child(base: Path, out: Path, kill_at: int, mode: str) -> int:
+def child(base: Path, out: Path, kill_at: int, mode: str, script: str = "resume_child.py") -> int:
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "HF_HUB_OFFLINE": "1"}
     command = [
         sys.executable,
-        str(Path(__file__).with_name("resume_child.py")),
+        str(Path(__file__).with_name(script)),
         str(base),
         str(out),
         str(kill_at),
@@ -92,6 +92,26 @@ def test_a_killed_run_goes_on_with_equal_bits(base: Path, tmp_path: Path) -> Non
     assert (straight / weights).read_bytes() == (killed / weights).read_bytes()
     assert metrics(straight) == metrics(killed)
     assert [entry["step"] for entry in metrics(killed)] == list(range(1, 10))
+
+
+def test_a_killed_run_of_a_graph_goes_on_with_equal_bits_and_no_episode_twice(base: Path, tmp_path: Path) -> None:
+    from memweave.tracing import TraceStore
+
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    for folder, kill_at, mode, ended in (
+        (straight, -1, "start", 0),
+        (killed, 3, "start", -9),
+        (killed, -1, "resume", 0),
+    ):
+        folder.mkdir(exist_ok=True)
+        assert child(base, folder, kill_at, mode, "graph_child.py") == ended
+    weights = "policy/adapter_model.safetensors"
+    assert (straight / weights).read_bytes() == (killed / weights).read_bytes()
+    assert metrics(straight) == metrics(killed)
+    for folder in (straight, killed):
+        with TraceStore(folder / "traces.db") as store:
+            keys = [(t.iteration, t.group, t.replica) for t in store.iterate(run="run")]
+        assert len(keys) == len(set(keys)) == 5 * 8
 
 
 def test_half_a_checkpoint_is_ignored_with_a_message(
