@@ -1,7 +1,7 @@
 """Credit: pure functions from the scores of traces to the advantage of each generation.
 
 A credit compares episodes of one group, which started from the same state. An episode without a score, or that failed, is
-no reward of 0: it is left out of mean and deviation, and counted. `memory_hop` is in `memweave.trainers.memory_hop`.
+no reward of 0: it is left out of mean and deviation, and counted. `memory_hop` is in `memweave.trainers.hops`.
 """
 
 from __future__ import annotations

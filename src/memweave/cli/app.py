@@ -24,6 +24,7 @@ from memweave.cli.memory import memory_app
 from memweave.cli.remember import ask, remember
 from memweave.cli.serve import serve
 from memweave.cli.traces import traces_app
+from memweave.cli.train import train
 from memweave.errors import MemweaveError
 
 INTERRUPTED = 130
@@ -33,6 +34,7 @@ app.command()(demo)
 app.command()(remember)
 app.command()(ask)
 app.command()(serve)
+app.command()(train)
 app.add_typer(memory_app, name="memory")
 app.add_typer(eval_app, name="eval")
 app.add_typer(traces_app, name="traces")
