@@ -12,7 +12,19 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-NAMES = ("import", "search", "bank", "remember", "loop_lag", "serving", "capture")
+NAMES = (
+    "import",
+    "search",
+    "bank",
+    "remember",
+    "loop_lag",
+    "capture",
+    "rows",
+    "merging",
+    "step_time",
+    "local",
+    "serving",
+)
 
 
 def missed() -> list[str]:
