@@ -21,7 +21,6 @@ Departures from TRL, on purpose:
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -43,6 +42,7 @@ from transformers import (
 from trl import GRPOTrainer
 
 from memweave.errors import MemweaveError, OperationError, ServerSetupError, SettingsError
+from memweave.serving.quiet import quiet
 from memweave.serving.server import PolicyServer, PublishedPolicy
 from memweave.trainers import resume
 from memweave.trainers.batches import Batch, collate, deal, pieces
@@ -50,7 +50,7 @@ from memweave.trainers.collecting import Collected, Collector
 from memweave.trainers.credit import Credit, broadcast
 from memweave.trainers.grpo_config import TraceGRPOConfig
 from memweave.trainers.losses import Mean, PolicyLoss, importance_ratio, policy_loss
-from memweave.trainers.publishing import Publisher, quiet, save_policy
+from memweave.trainers.publishing import Publisher, save_policy
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -109,9 +109,7 @@ class TraceGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL publishes no t
             processing_class = AutoTokenizer.from_pretrained(str(server.base))
         if isinstance(model, PreTrainedModel) and not model.config._name_or_path:
             model.config._name_or_path = str(server.base)  # TRL loads the reference policy from there
-        with warnings.catch_warnings():
-            # PEFT asks transformers in its old words.
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        with quiet():
             super().__init__(
                 model=model,
                 reward_funcs=[_score_of_the_trace],
@@ -143,7 +141,7 @@ class TraceGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL publishes no t
         if self.args.curves:
             from memweave.trainers.curves import Curves
 
-            self.add_callback(Curves(Path(self.args.output_dir)))
+            self.add_callback(Curves(Path(self.args.output_dir), title=self.args.run))
         if self.args.progress:
             from memweave.trainers.progress import ProgressLine
 
@@ -326,6 +324,7 @@ class TraceGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL publishes no t
             last = number == len(cut) - 1
             with self._accumulating(model, last), self.compute_loss_context_manager():
                 result = self._piece_loss(model, piece)
+                self._check_number(result.loss)
                 self._check_piece(piece, last)
                 self.accelerator.backward(result.loss)
             total += result.loss.detach()
@@ -341,6 +340,25 @@ class TraceGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL publishes no t
             self._log_metrics({"step_time": self._current_train_step_time})
             self._current_train_step_time = 0.0
         return total
+
+    def _check_number(self, loss: Tensor) -> None:
+        """Raise `OperationError` for a loss that is no number, before its gradient is taken."""
+        if torch.isfinite(loss):
+            return
+        raise OperationError(
+            f"the loss is {loss.item()} at step {self.state.global_step + 1}{self._bad_weight()}; lower {self._rates()}, and "
+            "look at grad_norm and ratio of the steps before"
+        )
+
+    def _bad_weight(self) -> str:
+        """Return a remark that names the first weight with a NaN or an infinity, if there is one."""
+        for name, weight in self.accelerator.unwrap_model(self.model).named_parameters():
+            if not torch.isfinite(weight).all():
+                return f" (the weight {name} holds NaN or infinity)"
+        return ""
+
+    def _rates(self) -> str:
+        return f"learning_rate ({self.args.learning_rate})"
 
     def _accumulating(self, model: Any, last: bool) -> AbstractContextManager[object]:
         """Return a context in which processes exchange no gradients, unless this is the `last` piece."""

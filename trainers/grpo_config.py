@@ -157,6 +157,7 @@ class Preset(TypedDict, total=False):
     epsilon: float
     beta: float
     kl: str
+    use_bias_correction_kl: bool
     num_generations: int
     num_iterations: int
 
@@ -170,7 +171,14 @@ def memory_r1(*, literal: bool = False, kl: KL = "k3") -> Preset:
     if literal:
         return _preset(MEMORY_R1_EQ3, kl)
     return Preset(
-        loss_type="grpo", importance_sampling_level="token", unit="row", clip=True, epsilon=0.2, beta=0.001, kl=kl
+        loss_type="grpo",
+        importance_sampling_level="token",
+        unit="row",
+        clip=True,
+        epsilon=0.2,
+        beta=0.001,
+        kl=kl,
+        use_bias_correction_kl=False,  # TRL's default, a later idea (DeepSeek-V3.2)
     )
 
 
@@ -190,4 +198,5 @@ def _preset(settings: LossSettings, kl: KL) -> Preset:
         clip=settings.clip,
         beta=settings.beta,
         kl=kl,
+        use_bias_correction_kl=settings.use_bias_correction_kl,
     )

@@ -346,11 +346,6 @@ class TracePPOTrainer(TraceGRPOTrainer):
         if self._step % self.args.gradient_accumulation_steps == 0:
             self.value_head.zero_grad()
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise OperationError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}; lower learning_rate "
-                f"({self.args.learning_rate}) or value_learning_rate ({self.args.value_learning_rate})"
-            )
         if self.accelerator.sync_gradients:
             for parameter in self.value_head.parameters():
                 if parameter.grad is not None and self.accelerator.num_processes > 1:
@@ -358,6 +353,9 @@ class TracePPOTrainer(TraceGRPOTrainer):
             if self.args.max_grad_norm:
                 nn.utils.clip_grad_norm_(self.value_head.parameters(), self.args.max_grad_norm)
         return loss
+
+    def _rates(self) -> str:
+        return f"{super()._rates()} or value_learning_rate ({self.args.value_learning_rate})"
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Return the policy's optimiser with the value head as a group of its own."""

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from memweave.errors import (
     SettingsError,
     UnavailableError,
 )
-from memweave.serving import LocalServer, PolicyServer, weights_version
+from memweave.serving import LocalServer, PolicyServer, decoding, weights_version
 from memweave.serving import local_server as module
 from memweave.serving.decoding import uniforms
 from memweave.serving.local_server import Reply
@@ -98,6 +100,68 @@ def test_logprobs_are_those_of_a_fresh_forward_pass_before_and_after_publishing(
     adapted = check(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(policy), adapter))
     server.publish(full, run="r")
     assert before != adapted != check(loud) != before
+
+
+@dataclass
+class Busy:
+    """What happened on a busy server."""
+
+    replies: list[Reply]
+    models: dict[str, Any]
+    """By version, what the replies were sampled from, loaded anew."""
+    late: int = 0
+    """Replies that ended after other weights had been published."""
+    cancelled: int = 0
+
+
+def be_busy(policy: Path, versions: Sequence[Path], rng: random.Random) -> Busy:
+    """Ask for replies of all lengths and cancel some, while other weights are published."""
+    calls: list[Future[Reply]] = []
+    with LocalServer(policy, max_batch=12) as server:
+        busy = Busy([], {server.version(): AutoModelForCausalLM.from_pretrained(policy)})
+        for weights in [None, *versions]:
+            if weights is not None:
+                before = [call for call in calls if not call.done()]
+                busy.models[server.publish(weights, run="busy").version] = as_trained(policy, weights)
+                busy.late += len(before)
+            for number in range(60):
+                prompt = [rng.randrange(5, 300) for _ in range(rng.choice((1, 3, 8, 20, 60, 150)))]
+                sampling = Sampling(temperature=rng.choice((1.0, 0.7)), max_tokens=rng.randint(1, 40))
+                calls.append(server.submit(prompt, sampling, seed=len(calls), ignore_eos=number % 2 == 0))
+                if rng.random() < 0.1:
+                    busy.cancelled += rng.choice(calls[-10:]).cancel()
+                if rng.random() < 0.3:  # let some end before others join
+                    first = next((call for call in calls if not call.done()), None)
+                    wait([first] if first is not None else [], 30)
+        busy.replies += [call.result(60) for call in calls if not call.cancelled()]
+    return busy
+
+
+def as_trained(policy: Path, weights: Path) -> Any:
+    """Return transformers' own model with full weights or an adapter."""
+    model: Any = AutoModelForCausalLM.from_pretrained(policy)
+    if (weights / "adapter_config.json").exists():
+        return PeftModel.from_pretrained(model, weights)
+    model.load_state_dict(load_file(weights / "model.safetensors"), strict=False)
+    return model
+
+
+@pytest.mark.parametrize("seed", [5, 6])
+def test_every_reply_of_a_busy_server_is_of_the_version_that_it_names(
+    policy: Path, make_adapter: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """The cache is so small that it moves and grows all the time; a key of another row, or a stale weight, would show."""
+    monkeypatch.setattr(decoding, "_COLUMNS", 16)
+    versions = [make_adapter(f"a{n}", seed=n) for n in range(3)]
+    versions.insert(1, full_weights(policy, tmp_path / "full", louder))
+    busy = be_busy(policy, versions, random.Random(seed))
+    assert {reply.policy_version for reply in busy.replies} == set(busy.models)
+    assert len(busy.models) == 5
+    assert busy.late > 5
+    assert busy.cancelled > 5
+    for reply in busy.replies:
+        model, temperature = busy.models[reply.policy_version], reply.sampling.temperature or 1.0
+        assert reply.logprobs == pytest.approx(logprobs(model, reply, temperature), abs=1e-4)
 
 
 def test_greedy_takes_the_likeliest_token_and_reports_raw_logprobs(server: LocalServer, policy: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -10,7 +11,15 @@ from uuid import UUID
 import numpy as np
 import pytest
 
-from memweave.errors import GroupError, NoPolicyError, RewardError, ServerSetupError, SettingsError, UnavailableError
+from memweave.errors import (
+    GroupError,
+    NoPolicyError,
+    OperationError,
+    RewardError,
+    ServerSetupError,
+    SettingsError,
+    UnavailableError,
+)
 from memweave.serving import PolicyServer, PublishedPolicy, create_policy
 from memweave.tracing import Score, Trace, TraceStatus
 from memweave.trainers.rows import Row, Span
@@ -19,9 +28,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
 from memweave.trainers.batches import collate, deal, empty_row, pieces  # noqa: E402 - after importorskip
-from memweave.trainers.credit import broadcast, shuffled  # noqa: E402
+from memweave.trainers.credit import CreditResult, Group, broadcast, shuffled  # noqa: E402
 from memweave.trainers.grpo import TraceGRPOTrainer  # noqa: E402
-from memweave.trainers.grpo_config import TraceGRPOConfig, agemem, memory_r1  # noqa: E402
+from memweave.trainers.grpo_config import Preset, TraceGRPOConfig, agemem, memory_r1  # noqa: E402
+from memweave.trainers.losses import AGEMEM_EQ6, MEMORY_R1_EQ3, LossSettings  # noqa: E402
 from tests.trainers.direct import (  # noqa: E402
     WORDS,
     DirectRollouts,
@@ -204,26 +214,56 @@ def test_log_probabilities_are_those_of_a_plain_forward_at_the_temperature(make:
     assert mine[3].item() == 0.0  # predicts a token of the tool
 
 
-@pytest.mark.parametrize("adapter", [True, False])
-def test_what_was_better_than_its_group_becomes_likelier(make: Make, adapter: bool) -> None:
-    def first_replica(task: str, trace: Trace) -> float:
-        return 1.0 if trace.replica == 0 else 0.0
-
-    trainer = make(first_replica, adapter=adapter, rollouts={"turns": 2}, max_steps=2, learning_rate=1e-3)
-    seen: list[Any] = []
+def one_step(trainer: TraceGRPOTrainer) -> list[tuple[float, float]]:
+    """Train one step; return, for each trained reply, its advantage and by how much its log-probability rose."""
+    batches: list[Any] = []
     prepare = trainer._generate_and_score_completions
-    trainer._generate_and_score_completions = lambda inputs: seen.append(prepare(inputs)) or seen[-1]
+    trainer._generate_and_score_completions = lambda inputs: batches.append(prepare(inputs)) or batches[-1]
     trainer.train()
-    batch = seen[0][0]
-    with torch.no_grad():
-        after = trainer._no_grad_logps(trainer.model, batch)
-    # The second batch was sampled in between, but its group is another draw: judge the sums by sign of credit.
-    change = ((after - batch["sampled_logps"]) * batch["mask"]).sum(dim=1)
-    sign = torch.sign((batch["advantages"] * batch["mask"]).sum(dim=1))
-    assert (sign > 0).any()
-    assert (sign < 0).any()
-    assert change[sign > 0].mean() > 1e-5
-    assert change[sign < 0].mean() < change[sign > 0].mean()
+    ((batch,),) = batches
+    rise = trainer._no_grad_logps(trainer.model, batch) - batch["sampled_logps"]
+    replies = []
+    for line, mask in enumerate(batch["mask"]):
+        for step in batch["step_ids"][line][mask].unique():
+            own = mask & (batch["step_ids"][line] == step)
+            (advantage,) = set(batch["advantages"][line][own].tolist())
+            replies.append((advantage, float(rise[line][own].sum())))
+    return replies
+
+
+ONE_STEP = {"max_steps": 1, "tasks": "a", "per_device_train_batch_size": 4, "optim": "sgd", "learning_rate": 1e-2}
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+@pytest.mark.parametrize("advantages", [(1.0,), (-1.0,), (1.0, -1.0), (-1.0, 1.0)])
+def test_one_step_makes_each_reply_likelier_or_less_likely_by_the_sign_of_its_advantage(
+    make: Make, advantages: tuple[float, ...], adapter: bool
+) -> None:
+    """One episode alone, then two replies in one row with opposite credit."""
+
+    def credit(groups: Sequence[Group]) -> CreditResult:
+        trace = groups[0].traces[0]
+        keys = {(trace.id, number): value for number, value in enumerate(advantages)}
+        return CreditResult(keys, broadcast()(groups).report)
+
+    turns = {"turns": len(advantages)}
+    replies = one_step(make(adapter=adapter, credit=credit, rollouts=turns, **ONE_STEP))
+    assert [advantage for advantage, _ in replies] == list(advantages)
+    for advantage, rise in replies:
+        assert rise * advantage > 1e-4
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_in_a_group_each_reply_moves_by_its_own_reward(make: Make, adapter: bool) -> None:
+    def replica(task: str, trace: Trace) -> float:
+        return float(trace.replica or 0)
+
+    replies = one_step(make(replica, adapter=adapter, **ONE_STEP))
+    assert len(replies) == 4
+    outer = sorted(replies)[:1] + sorted(replies)[-1:]  # those between have less credit than what they share with these
+    assert outer[0][1] < -1e-5
+    assert outer[1][1] > 1e-5
+    assert np.corrcoef(np.array(replies).T)[0, 1] > 0.8
 
 
 def test_the_policy_learns_which_tokens_are_rewarded(make: Make) -> None:
@@ -348,6 +388,41 @@ def test_presets_of_the_papers_train(make: Make, preset: dict[str, Any]) -> None
     trainer.train()
     assert len(settled(trainer, "kl")) == 2
     assert trainer.args.loss_settings().clip is preset["clip"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "equation"), [(memory_r1(literal=True, kl="k1"), MEMORY_R1_EQ3), (agemem(kl="k1"), AGEMEM_EQ6)]
+)
+def test_presets_are_the_equations_of_the_papers(tmp_path: Path, preset: Preset, equation: LossSettings) -> None:
+    """Every setting is compared: what a preset leaves out would be TRL's default, such as a KL term times the ratio."""
+    args = TraceGRPOConfig(output_dir=str(tmp_path), use_cpu=True, **preset)
+    expected = replace(equation, kl="k1", max_completion_length=args.max_completion_length)
+    assert args.loss_settings() == expected
+    assert not TraceGRPOConfig(output_dir=str(tmp_path), use_cpu=True, **memory_r1()).use_bias_correction_kl
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_its_gradient(make: Make) -> None:
+    """The second step of a batch: the first has ruined the weights, and they are not published again in between."""
+    trainer = make(
+        max_steps=4,
+        per_device_train_batch_size=4,
+        steps_per_generation=2,
+        adapter=False,
+        learning_rate=1e39,
+        max_grad_norm=0.0,
+    )
+    with pytest.raises(
+        OperationError, match=r"the loss is nan at step 2 \(the weight \S+ holds NaN or infinity\); lower"
+    ):
+        trainer.train()
+    trainer = make(max_steps=1)
+    trainer.accelerator.backward = lambda loss: pytest.fail("the gradient was taken")
+    batches = trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda inputs: [
+        {**batch, "advantages": batch["advantages"] * float("nan")} for batch in batches(inputs)
+    ]
+    with pytest.raises(OperationError, match=r"the loss is nan at step 1; lower learning_rate \(0.01\), and look at"):
+        trainer.train()
 
 
 # -- who trains, and what is refused -----------------------------------------------------------------------------------
