@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import JsonValue
 
+from memweave.serving.quiet import quiet
 from memweave.serving.server import PolicyServer, PublishedPolicy, weights_version
 
 if TYPE_CHECKING:
@@ -34,20 +34,6 @@ def save_weights(model: PreTrainedModel, folder: Path) -> None:
     else:
         with quiet():
             model.save_pretrained(str(folder), safe_serialization=True)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers from drawing a progress bar for each file that it writes or reads."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # as it is published
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # as it is published
 
 
 def _save_adapter(model: Any, folder: Path) -> None:

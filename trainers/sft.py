@@ -11,7 +11,6 @@ import json
 import math
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from transformers import AutoModelForCausalLM, PrinterCallback, Trainer, Trainer
 
 from memweave.errors import ConflictError, ContextLengthError, InputError, OperationError, SettingsError
 from memweave.serving.policy_folder import load_policy_folder
+from memweave.serving.quiet import quiet
 from memweave.trainers.rows import Ids, Mask, Row
 
 if TYPE_CHECKING:
@@ -292,7 +292,10 @@ def _last(part: Path, resume: bool) -> Path | None:
 
 def _model(folder: Path, settings: SFTSettings) -> PreTrainedModel:
     torch.manual_seed(settings.seed)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    with quiet():
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        )
     if settings.lora_rank is None:
         return model
     from peft import LoraConfig, get_peft_model
@@ -303,9 +306,7 @@ def _model(folder: Path, settings: SFTSettings) -> PreTrainedModel:
         target_modules=list(LORA_TARGETS),
         task_type="CAUSAL_LM",
     )
-    with warnings.catch_warnings():
-        # peft 0.21 asks transformers 5.23 for an attribute by its old name
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+    with quiet():
         adapted: PreTrainedModel = get_peft_model(model, config)
     return adapted
 
@@ -320,7 +321,8 @@ def _write_policy(model: Any, base: Path, part: Path, output: Path) -> None:
     ready = part / "policy"
     shutil.rmtree(ready, ignore_errors=True)
     merged = model.merge_and_unload() if hasattr(model, "peft_config") else model
-    merged.save_pretrained(str(ready))
+    with quiet():
+        merged.save_pretrained(str(ready))
     for file in base.iterdir():
         if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES) and file.name != "config.json":
             shutil.copy2(file, ready / file.name)

@@ -17,10 +17,7 @@ from memweave.tracing.records import Sampling
 from tests.integration.vllm import CONTEXT, KEY, Served, vllm
 
 __all__ = ["vllm"]  # pytest finds the fixture here
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),  # peft 0.21
-]
+pytestmark = pytest.mark.integration
 Make = Callable[..., Path]
 TOLERANCE = 1e-3
 

@@ -19,10 +19,8 @@ from memweave.serving.policy_folder import create_policy
 from memweave.serving.server import weights_version
 
 Make = Callable[..., Path]
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),  # peft 0.21
-    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),  # two tests ask for that
-]
+# Two tests ask for that.
+pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
 
 
 def test_an_adapter_of_the_base_passes_with_its_facts(make_adapter: Make, policy: Path) -> None:

@@ -34,10 +34,7 @@ from memweave.serving.decoding import uniforms
 from memweave.serving.local_server import Reply
 from memweave.tracing.records import Sampling
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),  # read by PEFT
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 Make = Callable[..., Path]
 
 

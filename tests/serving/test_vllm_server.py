@@ -17,7 +17,6 @@ from memweave.serving.vllm_server import VLLMServer
 from tests.serving.stub_vllm import StubVLLM, error
 
 Make = Callable[..., Path]
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21
 
 
 @pytest.fixture

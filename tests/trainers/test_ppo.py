@@ -35,7 +35,6 @@ from tests.trainers import direct
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from memweave.recipes.recipe import Place, Recipe, TrainSettings
 from memweave.serving import PolicyServer
+from memweave.serving.quiet import quiet
 from memweave.trainers.credit import Credit
 from memweave.trainers.grpo import TraceGRPOTrainer
 from memweave.trainers.grpo_config import TraceGRPOConfig
@@ -48,7 +49,8 @@ def build_trainer(
         save_steps=settings.save_every,
         progress=not place.quiet,
     )
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(place.base, dtype="float32")
+    with quiet():
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(place.base, dtype="float32", local_files_only=True)
     rank = settings.lora_rank
     lora = rank and LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, task_type="CAUSAL_LM")
     return TraceGRPOTrainer(

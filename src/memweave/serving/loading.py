@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -14,14 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from memweave.errors import AdapterError, InputError, SettingsError
 from memweave.serving.decoding import Weights, make_adaptable
+from memweave.serving.quiet import quiet
 from memweave.serving.weight_files import read_tensors
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_quiet_lock = threading.Lock()
 
 
 class Loader:
@@ -76,7 +72,7 @@ class Loader:
 
     def _load(self, folder: Path) -> PreTrainedModel:
         try:
-            with _quiet():
+            with quiet():
                 model = AutoModelForCausalLM.from_pretrained(
                     folder, dtype=self._dtype, attn_implementation="sdpa", local_files_only=True
                 )
@@ -101,16 +97,3 @@ def _device(name: str) -> torch.device:
         message = str(error).partition("\n")[0]
         raise SettingsError(f"The device {name!r} cannot be used here: {message}. Use cpu") from error
     return device
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from drawing progress bars while it loads."""
-    with _quiet_lock:
-        shown = transformers_logging.is_progress_bar_enabled()
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # as it is published
-        try:
-            yield
-        finally:
-            if shown:
-                transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # as it is published
