@@ -5,6 +5,8 @@ SHELL := /bin/bash
 
 # A dependency's `import agents` must never find our folder of that name in the working folder.
 export PYTHONSAFEPATH := 1
+# OpenMP's threads spin while they wait; beside any other busy process that makes small models 20 times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 VENV ?= .venv
 BIN := $(VENV)/bin

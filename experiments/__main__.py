@@ -85,11 +85,19 @@ def serve(stack: ExitStack) -> str:
     """Start the CPU vLLM with the tiny base policy, for as long as `stack` lives, and return its URL."""
     from memweave.config import Settings
     from memweave.recipes.running import ensure_base
+    from memweave.serving.vllm_env import default_env, ensure_env
     from memweave.serving.vllm_process import start
 
-    base = Settings.load().home / "policies" / "tiny"
+    settings = Settings.load()
+    base, env = settings.home / "policies" / "tiny", settings.vllm_env or default_env()
     ensure_base(base)
-    return stack.enter_context(start(base)).url
+    ensure_env(env, say)
+    return stack.enter_context(start(base, env=env, say=say)).url
+
+
+def say(line: str) -> None:
+    """Show progress."""
+    print(line, file=sys.stderr)
 
 
 @app.command()

@@ -23,6 +23,8 @@ REMOVED = ("MEMWEAVE_", "OPENAI_", "LANGSMITH_", "LANGCHAIN_", "LANGGRAPH_")
 KEPT = "MEMWEAVE_DATA"  # where the public data sets are: a fact about the machine, not a setting under test
 
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported, see the Makefile
+
 pytest.register_assert_rewrite("memweave.testing.conformance")  # failures of the kits tell both sides
 
 # Property tests try the same examples every time, on slow machines too.
