@@ -7,6 +7,7 @@ never read as markup. Results go to standard output; progress, notes and errors 
 from __future__ import annotations
 
 import json
+import math
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,6 +38,10 @@ SIGNS: Final[dict[OpKind, tuple[str, str]]] = {
     OpKind.DELETE: ("-", "red"),
     OpKind.NOOP: ("=", "dim"),
 }
+_FOLDED: Final = frozenset(
+    {"memory", "text", "before -> after", "reason", "question", "answer", "graph", "run", "task"}
+)
+"""Columns that go on in a second line where the terminal is too narrow; the others are never cut for them."""
 _HIDDEN_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
 _JOINERS: Final = "\u200d"
 """Zero-width joiner: holds emoji together, steers nothing."""
@@ -81,9 +86,24 @@ def note(line: str) -> None:
 
 
 def emit(payload: Mapping[str, object]) -> None:
-    """Print the one JSON object of `--json`. ASCII only, so that no text and no locale can break it."""
-    sys.stdout.write(json.dumps(payload) + "\n")
+    """Print the one JSON object of `--json`. ASCII only, so that no text and no locale can break it.
+
+    A number that is not finite is `null`: JSON has no word for it.
+    """
+    try:
+        line = json.dumps(payload, allow_nan=False)
+    except ValueError:
+        line = json.dumps(_finite(payload), allow_nan=False)
+    sys.stdout.write(line + "\n")
     sys.stdout.flush()
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def safe(text: str) -> str:
@@ -121,7 +141,7 @@ def table(*columns: str, right: Sequence[str] = ()) -> Table:
     """Return an empty table in the house style; `right` names the columns that are aligned to the right."""
     made = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
     for name in columns:
-        narrow = name not in {"memory", "text", "before -> after", "reason", "question", "answer"}
+        narrow = name not in _FOLDED
         made.add_column(name, justify="right" if name in right else "left", no_wrap=narrow, overflow="fold")
     return made
 

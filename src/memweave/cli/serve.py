@@ -1,4 +1,4 @@
-"""`memweave serve MODEL_FOLDER`: a local vLLM that policies are trained against, and checks of a server that runs already."""
+"""`memweave serve [MODEL_FOLDER]`: a local vLLM that policies are trained against, and checks of a server that runs already."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memweave.cli import render
-from memweave.cli.common import AsJson, secret
+from memweave.cli.common import AsJson, Home, secret
 from memweave.errors import OperationError, UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 def serve(
     model: Annotated[
-        Path | None, typer.Argument(metavar="MODEL_FOLDER", help="Folder of the base policy.", show_default=False)
+        Path | None,
+        typer.Argument(
+            metavar="MODEL_FOLDER",
+            help="Folder of the base policy.  [default: the tiny one that memweave train starts from]",
+            show_default=False,
+        ),
     ] = None,
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="Where to listen; 0 takes a free one.")] = 8000,
     host: Annotated[str, typer.Option("--host", help="Address to listen at.")] = "127.0.0.1",
@@ -49,60 +54,75 @@ def serve(
         str | None,
         typer.Option("--check", metavar="URL", help="Only ask a running server whether it can be trained against."),
     ] = None,
+    home: Home = None,
     as_json: AsJson = False,
 ) -> None:
     """Serve a policy with vLLM on this machine's CPU, so that it can be trained against.
 
-    Runs until Ctrl-C. vLLM lives in an environment of its own, which --install makes (3 GB). A GPU server is started as
+    Runs until Ctrl-C. Without MODEL_FOLDER it serves the tiny policy that `memweave train` starts from, made in the data
+    folder if need be. vLLM lives in an environment of its own, which --install makes (3 GB). A GPU server is started as
     docs/serving.md says, and asked with --check. The key in MEMWEAVE_MODEL_API_KEY, if set, is demanded or sent.
     """
     from memweave.config import Settings
-    from memweave.serving.vllm_env import default_env, ensure_env, is_complete
+    from memweave.serving.vllm_env import default_env, ensure_env, is_complete, require_env
 
-    settings = Settings.load(vllm_env=env)
+    settings = Settings.load(vllm_env=env, home=home)
     if check is not None:
         _check(check, settings, as_json)
         return
     where = (settings.vllm_env or default_env()).absolute()
-    if model is None and not install:
-        raise UsageError(
-            "name the folder of the policy to serve: memweave serve MODEL_FOLDER (or --install, or --check URL)"
-        )
     if install:
         present = is_complete(where)
         ensure_env(where, render.note)
         if model is None:
-            if as_json:
-                render.emit({"env": str(where), "installed": not present})
-            else:
-                render.note(
-                    f"{where} {'was there already' if present else 'is ready'}. Next: memweave serve MODEL_FOLDER"
-                )
+            _show_env(where, present, as_json)
             return
+    require_env(where)
+    base = model or _tiny(settings)
     from memweave.serving.vllm_process import ServeSettings, start
 
-    assert model is not None
     chosen = ServeSettings(
         port=port, host=host, max_loras=max_loras, max_lora_rank=max_lora_rank, max_model_len=max_model_len,
         kv_cache_gb=kv_cache_gb, api_key=secret(settings.model_api_key),
     )  # fmt: skip
     signal.signal(signal.SIGTERM, _interrupt)  # `docker stop` and `kill` must not leave vLLM behind
-    with start(model, settings=chosen, env=where, say=render.note) as process:
+    with start(base, settings=chosen, env=where, say=render.note) as process:
         names = _load(process, adapters.absolute(), chosen) if adapters is not None else []
-        _show(process, names, as_json)
+        _show(process, names, own=model is not None, as_json=as_json)
         code = process.wait()
         raise OperationError(f"vLLM ended by itself with code {code}. Log: {process.log}")
 
 
-def _show(process: VLLMProcess, names: list[str], as_json: bool) -> None:
+def _tiny(settings: Settings) -> Path:
+    """Return the folder of the tiny base policy, which is made when it is not there."""
+    from memweave.recipes.running import default_base, ensure_base
+
+    base = default_base(settings.home)
+    ensure_base(base)
+    return base
+
+
+def _show_env(env: Path, present: bool, as_json: bool) -> None:
+    if as_json:
+        render.emit({"env": str(env), "installed": not present})
+        return
+    from memweave.serving.vllm_env import default_env
+
+    again = "" if env == default_env() else f" --env {env}"
+    render.note(f"{env} {'was there already' if present else 'is ready'}. Next: memweave serve{again} [MODEL_FOLDER]")
+
+
+def _show(process: VLLMProcess, names: list[str], *, own: bool, as_json: bool) -> None:
+    """Print what is served. own: whether it is a base that `memweave train` would not choose by itself."""
     if as_json:
         render.emit({"url": process.url, "model": str(process.base), "adapters": names, "log": str(process.log)})
         return
     out = render.out()
+    base = f" --base {process.base}" if own else ""
     out.print(f"vLLM serves {process.base} at {process.url}")
     for name in names:
         out.print(f"  with adapter {name}")
-    out.print(f"  train against it:  memweave train RECIPE --policy-server {process.url} --base {process.base}")
+    out.print(f"  train against it:  memweave train RECIPE --policy-server {process.url}{base}", soft_wrap=True)
     out.print(f"  its log:           {process.log}")
     out.print("  Ctrl-C stops it")
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 SHOWN: Final = 20
 """Rows of a list that are shown unless the caller asks for more."""
+COLUMNS: Final = ("id", "started", "graph", "run", "step", "task", "status", "calls", "tokens", "score")
+WIDE: Final = 110
+"""Columns of a terminal in which all of them fit."""
 SHORTEST: Final = 4
 """Fewest digits of an id that are accepted."""
 
@@ -111,6 +114,8 @@ def doctor(
     words = _tokenizer(tokenizer) if tokenizer else None
     with _opened(store, home) as opened:
         traces = opened.query(run=run, iteration=iteration, limit=limit)
+        if not traces:
+            raise InputError(f"no trace in {opened.path} to check. `memweave traces list` shows what there is.")
     found = examine(traces, tokenizer=words, temperature=temperature)
     errors = sum(finding.severity == "error" for finding in found)
     if as_json:
@@ -174,7 +179,8 @@ def _opened(store: Path | None, home: Path | None) -> TraceStore:
     path = store if store is not None else Settings.load(home=home).home / FILE_NAME
     if not path.exists():
         raise UsageError(
-            f"there is no trace store at {path}. Record runs with Tracer(TraceStore(PATH)), or name one with --store."
+            f"there is no trace store at {path}. Name one with --store (that of a training run is FOLDER/traces.db), or "
+            "record runs with Tracer(TraceStore(PATH))."
         )
     return TraceStore(path)
 
@@ -260,31 +266,27 @@ def tokens(trace: Trace) -> tuple[int | None, int | None]:
 
 
 def _print_list(traces: Sequence[Trace]) -> None:
-    made = render.table("id", "started", "graph", "run", "step", "task", "status", "calls", "tokens", "score",
-                        right=("step", "calls", "tokens", "score"))  # fmt: skip
+    """Print a table; a narrow terminal gets what tells episodes apart, and no more."""
+    wide = render.out().width >= WIDE
+    names = [name for name in COLUMNS if wide or name not in ("graph", "calls", "tokens")]
+    made = render.table(*names, right=("step", "calls", "tokens", "score"))
     for trace in traces:
         read, written = tokens(trace)
-        task = (
-            "-"
-            if trace.group is None
-            else f"{trace.group} #{trace.replica}"
-            if trace.replica is not None
-            else trace.group
-        )
-        render.row(
-            made,
-            render.short(trace.id),
-            render.minute(trace.started_at),
-            trace.graph or "-",
-            trace.run or "-",
-            "-" if trace.iteration is None else trace.iteration,
-            task,
-            trace.status.value,
-            len(trace.generations),
-            "-" if written is None else f"{read or 0}+{written}",
-            "-" if trace.score is None else f"{trace.score.value:g}",
-            style=None if trace.status.value == "ok" else "red",
-        )
+        replica = "" if trace.replica is None else f" #{trace.replica}"
+        cells = {
+            "id": render.short(trace.id),
+            "started": render.minute(trace.started_at),
+            "graph": trace.graph or "-",
+            "run": trace.run or "-",
+            "step": "-" if trace.iteration is None else trace.iteration,
+            "task": "-" if trace.group is None else f"{trace.group}{replica}",
+            "status": trace.status.value,
+            "calls": len(trace.generations),
+            "tokens": "-" if written is None else f"{read or 0}+{written}",
+            "score": "-" if trace.score is None else f"{trace.score.value:.3g}",
+        }
+        style = None if trace.status.value == "ok" else "red"
+        render.row(made, *(cells[name] for name in names), style=style)
     render.out().print(made)
 
 

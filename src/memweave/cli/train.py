@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 from memweave.cli import render
 from memweave.cli.common import AsJson, Home
 from memweave.errors import NotInstalledError, UsageError
+from memweave.recipes.recipe import RUN_FILE, TRACES
 
 if TYPE_CHECKING:
     from memweave.recipes import RecipeResult
@@ -19,13 +21,30 @@ def train(
     recipe: Annotated[
         str | None, typer.Argument(metavar="RECIPE", help="Which run; --list shows them.", show_default=False)
     ] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Show the recipes and their arms.")] = False,
-    arm: Annotated[str | None, typer.Option("--arm", help="Which arm of the recipe.  [default: its first]")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimiser steps.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of sampling and of the adapter.")] = None,
-    group_size: Annotated[int | None, typer.Option("--group-size", min=2, help="Episodes per task.")] = None,
-    tasks: Annotated[int | None, typer.Option("--tasks", min=1, help="Tasks per step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", min=0.0, help="Of AdamW.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show the recipes, their arms and their settings.")] = False,
+    arm: Annotated[
+        str | None, typer.Option("--arm", metavar="ARM", help="Which arm of the recipe.  [default: its first]")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, metavar="N", help="Optimiser steps.  [default: the recipe's]")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, metavar="N", help="Of sampling and of the adapter.  [default: 0]")
+    ] = None,
+    tasks: Annotated[
+        int | None, typer.Option("--tasks", min=1, metavar="N", help="Tasks per step.  [default: the recipe's]")
+    ] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option("--group-size", min=2, metavar="N", help="Episodes per task.  [default: the recipe's]"),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", metavar="RATE", help="Of AdamW.  [default: the recipe's]")
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", metavar="T", help="Of sampling and of the loss.  [default: the recipe's]"),
+    ] = None,
     policy_server: Annotated[
         str | None,
         typer.Option(
@@ -40,14 +59,18 @@ def train(
         Path | None,
         typer.Option("--out", metavar="FOLDER", help="Where the run goes.  [default: runs/RECIPE-ARM-sSEED]"),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in that folder, from its last checkpoint.")
+    ] = False,
     home: Home = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a policy from traces: sample episodes, credit them, update, publish, repeat.
 
-    The folder of the run holds checkpoints, traces.db (see `memweave traces`), log.jsonl, curves.png and the trained policy.
+    The folder of the run gets the trained policy (policy/), every episode (traces.db, see `memweave traces`), and
+    checkpoints/ with log.jsonl and curves.png. Ctrl-C stops a run; --resume goes on with it.
     """
+    from memweave.config import Settings
     from memweave.recipes import Place, find_recipe, recipes
 
     if list_:
@@ -55,33 +78,54 @@ def train(
         return
     if recipe is None:
         raise UsageError(f"name a recipe: {', '.join(sorted(recipes()))}. See: memweave train --list")
-    from memweave.config import Settings
-
     chosen = find_recipe(recipe)
     settings = chosen.settings.changed(
-        steps=steps, seed=seed, group_size=group_size, tasks_per_step=tasks, learning_rate=learning_rate
+        steps=steps,
+        seed=seed,
+        group_size=group_size,
+        tasks_per_step=tasks,
+        learning_rate=learning_rate,
+        temperature=temperature,
     )
     name = arm or next(iter(chosen.arms))
     chosen.credit(name, settings.seed)  # an unknown arm is refused before anything is made
     folder = out or Path("runs") / f"{chosen.name}-{name}-s{settings.seed}"
-    if folder.exists() and any(folder.iterdir()) and not resume:
-        raise UsageError(f"{folder} holds a run already. Go on with --resume, or choose another --out")
+    _check_folder(folder, resume=resume)
     need_training()
-    from memweave.recipes.running import run_recipe
+    from memweave.recipes.running import default_base, ensure_base, run_recipe
 
-    data = Settings.load(home=home).home
+    if base is None:  # only the default is made; a name that was mistyped is an error
+        base = default_base(Settings.load(home=home).home)
+        ensure_base(base)
     place = Place(
         out=folder,
-        base=base or data / "policies" / "tiny",
+        base=base,
         server_url=policy_server,
         resume=resume,
         quiet=as_json,
+        say=(lambda line: None) if as_json else render.note,
     )
-    result = run_recipe(chosen, settings, place, arm=name)
+    try:
+        result = run_recipe(chosen, settings, place, arm=name)
+    except KeyboardInterrupt:
+        if folder.exists():
+            render.note(f"what was done is in {folder}; the same command with --resume goes on with it")
+        raise
     if as_json:
         render.emit(result.payload())
     else:
         _show(result, folder)
+
+
+def _check_folder(folder: Path, *, resume: bool) -> None:
+    """Raise `UsageError` for a folder in use, or for one without a run to go on with."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file. Name a folder with --out")
+    used = folder.exists() and any(folder.iterdir())
+    if used and not resume:
+        raise UsageError(f"{folder} is not empty. Go on with its run (--resume), or choose another --out")
+    if resume and not any((folder / name).exists() for name in (RUN_FILE, TRACES)):
+        raise UsageError(f"{folder} holds no run to go on with. Start it without --resume")
 
 
 def need_training() -> None:
@@ -100,11 +144,21 @@ def _show_list(as_json: bool) -> None:
 
     if as_json:
         render.emit(
-            {"recipes": [{"name": r.name, "summary": r.summary, "arms": list(r.arms)} for r in recipes().values()]}
+            {
+                "recipes": [
+                    {"name": r.name, "summary": r.summary, "arms": list(r.arms), "settings": asdict(r.settings)}
+                    for r in recipes().values()
+                ]
+            }
         )
         return
     for each in recipes().values():
+        has = each.settings
         typer.echo(f"{each.name:<14} {each.summary}\n{'':<14} arms: {', '.join(each.arms)}")
+        typer.echo(
+            f"{'':<14} {has.steps} steps of {has.tasks_per_step} tasks x {has.group_size} episodes, learning rate "
+            f"{has.learning_rate:g}, temperature {has.temperature:g}"
+        )
 
 
 def _show(result: RecipeResult, folder: Path) -> None:
@@ -113,6 +167,7 @@ def _show(result: RecipeResult, folder: Path) -> None:
         f"{result.steps} steps, {result.episodes} episodes, {result.generated_tokens:,} tokens, {result.seconds:.0f} s"
     )
     if result.excluded:
-        typer.echo(f"{result.excluded} episodes had no score: memweave traces doctor --store {folder / 'traces.db'}")
+        typer.echo(f"{result.excluded} episodes had no score: memweave traces doctor --store {folder / TRACES}")
     typer.echo(f"policy {result.policy_version}: {result.policy}")
     typer.echo(f"curves: {folder / 'checkpoints' / 'curves.png'}")
+    typer.echo(f"episodes: memweave traces list --store {folder / TRACES}")

@@ -50,7 +50,9 @@ def build_trainer(
         progress=not place.quiet,
     )
     with quiet():
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(place.base, dtype="float32", local_files_only=True)
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            place.base, dtype="float32", local_files_only=True
+        )
     rank = settings.lora_rank
     lora = rank and LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, task_type="CAUSAL_LM")
     return TraceGRPOTrainer(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from memweave.errors import SettingsError
 
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
 
 ModelOf = Callable[[str], "BaseChatModel"]
 """Gives the chat model of a role."""
+
+
+TRACES: Final = "traces.db"
+"""File within a run's folder: its episodes."""
+RUN_FILE: Final = "run.json"
+"""File within a run's folder: what it was started with."""
+LEAST: Final = {
+    "steps": 1, "seed": 0, "tasks_per_step": 1, "group_size": 2, "concurrency": 1, "eval_tasks": 1, "save_every": 1,
+}  # fmt: skip
+"""Smallest values of settings that count something."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +60,12 @@ class TrainSettings:
     def changed(self, **given: object) -> TrainSettings:
         """Return these settings with what is given and not `None`. Raises `SettingsError` for an impossible value."""
         new = dataclasses.replace(self, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]  # the keys are this class's own
-        for field, least in (("steps", 1), ("tasks_per_step", 1), ("group_size", 2), ("concurrency", 1)):
+        for field, least in LEAST.items():
             if getattr(new, field) < least:
                 raise SettingsError(f"{field} = {getattr(new, field)} is too small: it must be at least {least}")
+        for field in ("learning_rate", "temperature"):
+            if not 0 < getattr(new, field) < math.inf:
+                raise SettingsError(f"{field} = {getattr(new, field)} must be a number above 0")
         return new
 
 
@@ -62,14 +76,16 @@ class Place:
     out: Path
     """Folder of checkpoints, traces, curves and the trained policy."""
     base: Path
-    """Folder of the base policy; made when it does not exist and the recipe knows how."""
+    """Folder of the base policy; `ensure_base` makes the tiny one."""
     server_url: str | None = None
     """A vLLM server that serves `base`; without it the policy answers in this process."""
     adapters: Path | None = None
     """Folder for adapters that the vLLM server can read; default: `out/adapters`."""
     resume: bool = False
     quiet: bool = False
-    """Show no progress."""
+    """Show no progress line."""
+    say: Callable[[str], object] = lambda line: None
+    """Gets a line now and then: what is being done, and what came of it."""
 
 
 @dataclass(frozen=True)

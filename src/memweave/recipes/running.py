@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Final
 
 from memweave.errors import OperationError
-from memweave.recipes.recipe import Place, Recipe, RecipeResult, TrainSettings
+from memweave.recipes.recipe import TRACES, Place, Recipe, RecipeResult, TrainSettings
+from memweave.recipes.run_file import claim
 from memweave.serving import DEFAULT_ROLE, PolicyServer
+from memweave.serving.policy_folder import load_policy_folder
 from memweave.tracing import Sampling, Trace, TraceStore
 from memweave.trainers.credit import Group
 from memweave.trainers.rollouts import Rollouts
@@ -28,28 +30,21 @@ BASE_SEED: Final = 0
 def run_recipe(recipe: Recipe, settings: TrainSettings, place: Place, *, arm: str | None = None) -> RecipeResult:
     """Train as `recipe` says and return what came of it; everything made is under `place.out`.
 
-    Raises `SettingsError` for an unknown arm, or a resumed run with other settings; `UnavailableError`,
-    `ServerSetupError` when the policy server cannot be used.
+    Raises `SettingsError` for an unknown arm, or a resumed run with other settings; `InputError` for a bad base policy;
+    `UnavailableError`, `ServerSetupError` when the policy server cannot be used.
     """
     arm = arm or next(iter(recipe.arms))
     credit = recipe.credit(arm, settings.seed)
-    ensure_base(place.base)
     run = f"{recipe.name}-{arm}-s{settings.seed}"
-    place.out.mkdir(parents=True, exist_ok=True)
-    with open_server(place) as server, TraceStore(place.out / "traces.db") as store:
-        rollouts = Rollouts(
-            recipe.graph(lambda role: _model(recipe, settings, server, role)),
-            recipe.reward,
-            concurrency=settings.concurrency,
-            store=store,
-        )
-        held_out = recipe.tasks("test", settings.eval_tasks, settings.seed)
-
-        def evaluate(when: str) -> float:
-            groups = rollouts.run(held_out, group_size=settings.group_size, run=f"{run}-{when}", iteration=0)
-            return _mean(groups, f"evaluation {when}")
-
-        start = evaluate("before") if not place.resume else _stored_mean(store, f"{run}-before") or evaluate("before")
+    base = load_policy_folder(place.base)
+    with ExitStack() as opened:
+        server = opened.enter_context(open_server(place))
+        place.out.mkdir(parents=True, exist_ok=True)
+        claim(place.out, recipe=recipe.name, arm=arm, base=base.version, settings=settings)
+        store = opened.enter_context(TraceStore(place.out / TRACES))
+        graph = recipe.graph(lambda role: _model(recipe, settings, server, role))
+        rollouts = opened.enter_context(Rollouts(graph, recipe.reward, concurrency=settings.concurrency, store=store))
+        start = _evaluate(recipe, settings, place, server, rollouts, f"{run}-before", step=0)
         from memweave.recipes.building import build_trainer
 
         trainer = build_trainer(recipe, settings, place, run=run, credit=credit, rollouts=rollouts, server=server)
@@ -57,14 +52,46 @@ def run_recipe(recipe: Recipe, settings: TrainSettings, place: Place, *, arm: st
         trainer.train(resume_from_checkpoint=_checkpoint(place))
         seconds = time.perf_counter() - began
         trainer.publish()
-        end = evaluate("after")
+        end = _evaluate(recipe, settings, place, server, rollouts, f"{run}-after", step=trainer.state.global_step)
         policy = place.out / "policy"
         trainer.save_policy(policy)
         return _result(recipe, settings, place, arm, run, store, server, trainer, (start, end), seconds, policy)
 
 
+def _evaluate(
+    recipe: Recipe,
+    settings: TrainSettings,
+    place: Place,
+    server: PolicyServer,
+    rollouts: Rollouts,
+    run: str,
+    *,
+    step: int,
+) -> float:
+    """Return the mean reward on held-out tasks, of the weights that are served now. What is stored is not run again."""
+    tasks = recipe.tasks("test", settings.eval_tasks, settings.seed)
+    published = server.current()
+    place.say(f"evaluating {published.name if published else 'the base policy'} on {len(tasks)} held-out tasks")
+    groups = rollouts.run(
+        tasks,
+        group_size=settings.group_size,
+        run=run,
+        iteration=step,
+        policy_version=published.version if published else None,
+        training=False,
+    )
+    mean = _mean(groups, f"evaluation at step {step}")
+    place.say(f"mean reward {mean:.3f}")
+    return mean
+
+
+def default_base(home: Path) -> Path:
+    """Return where the tiny base policy of a data folder is kept."""
+    return home / "policies" / "tiny"
+
+
 def ensure_base(folder: Path) -> None:
-    """Make the tiny base policy at `folder` unless something is there."""
+    """Make the tiny base policy at `folder` unless something is there. Every machine makes the same weights."""
     if folder.exists():
         return
     from memweave.recipes.token_class import WORDS
@@ -97,8 +124,10 @@ def _model(recipe: Recipe, settings: TrainSettings, server: PolicyServer, role: 
 
 
 def _checkpoint(place: Place) -> bool:
-    """Return whether there is something to resume from."""
-    return place.resume and any((place.out / "checkpoints").glob("checkpoint-*"))
+    """Return whether there is a complete checkpoint to resume from. Without one, a run starts over with what is stored."""
+    from memweave.trainers.resume import last_checkpoint
+
+    return place.resume and last_checkpoint(place.out / "checkpoints") is not None
 
 
 def _scores(traces: Sequence[Trace]) -> list[float]:
@@ -110,11 +139,6 @@ def _mean(groups: Sequence[Group], what: str) -> float:
     if not scores:
         raise OperationError(f"the {what} scored no episode; `memweave traces list` shows how they ended")
     return fmean(scores)
-
-
-def _stored_mean(store: TraceStore, run: str) -> float | None:
-    scores = _scores(store.query(run=run))
-    return fmean(scores) if scores else None
 
 
 def _result(

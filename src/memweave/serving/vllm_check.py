@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Final
 
 from memweave.errors import AdapterError, InputError, OperationError, ServerSetupError
-from memweave.serving.adapters import rank_message
+from memweave.serving.adapters import base_version, rank_message
 from memweave.serving.http_pool import JsonObject
 from memweave.serving.vllm_endpoint import UnknownModelError, VLLMEndpoint
 
@@ -40,6 +41,29 @@ _NEUTRAL: Final[JsonObject] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetiti
 
 def base_model(endpoint: VLLMEndpoint) -> tuple[str, list[str]]:
     """Return the name of the model that is no adapter, and the names of the adapters."""
+    base, adapters = _cards(endpoint)
+    return str(base["id"]), [str(card["id"]) for card in adapters]
+
+
+def check_base(endpoint: VLLMEndpoint, base: Path) -> None:
+    """Raise `ServerSetupError` when the server says where its base is, and other weights than those of `base` are there.
+
+    A server elsewhere names a folder that this machine does not have; then the trainer's comparison of log-probabilities
+    tells.
+    """
+    card, _ = _cards(endpoint)
+    root = card.get("root")
+    if not isinstance(root, str) or not any(Path(root).glob("model*.safetensors")) or Path(root).samefile(base):
+        return
+    if base_version(Path(root)) != base_version(base):
+        raise ServerSetupError(
+            f"vLLM at {endpoint.url} serves {root}, whose weights are not those of {base}. Serve that one "
+            f"(memweave serve {base}), or train the served one (memweave train --base {root})"
+        )
+
+
+def _cards(endpoint: VLLMEndpoint) -> tuple[JsonObject, list[JsonObject]]:
+    """Return what the server lists: its base, and the adapters on it."""
     try:
         answer = endpoint.get("/v1/models")
     except UnknownModelError as error:
@@ -47,10 +71,10 @@ def base_model(endpoint: VLLMEndpoint) -> tuple[str, list[str]]:
     data = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(data, list) or not all(isinstance(card, dict) and "id" in card for card in data):
         raise ServerSetupError(f"{endpoint.url}/v1/models does not list models. Is it vLLM?")
-    bases = [str(card["id"]) for card in data if not card.get("parent")]
+    bases = [card for card in data if not card.get("parent")]
     if not bases:
         raise ServerSetupError(f"{endpoint.url} lists no base model. Is it vLLM?")
-    return bases[0], [str(card["id"]) for card in data if card.get("parent")]
+    return bases[0], [card for card in data if card.get("parent")]
 
 
 def _check_lora(endpoint: VLLMEndpoint, timeout: float) -> None:

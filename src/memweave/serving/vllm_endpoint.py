@@ -149,7 +149,7 @@ class VLLMEndpoint:
                 self._gone = (
                     f"vLLM at {self.url} does not answer ({error})"
                     + (f" and did not come back within {self._reconnect_timeout:g} s" if told else "")
-                    + ". Start it: memweave serve MODEL_FOLDER"
+                    + ". Start it: memweave serve"
                 )
                 self._gone_at = time.monotonic()
                 raise UnavailableError(self._gone) from error
@@ -201,7 +201,7 @@ class VLLMEndpoint:
                 raise UnavailableError(f"vLLM at {self.url} failed ({status}): {said}. Its log says why")
 
     def _unreachable(self, error: Exception) -> ServerAwayError:
-        return ServerAwayError(f"vLLM at {self.url} does not answer ({error}). Start it: memweave serve MODEL_FOLDER")
+        return ServerAwayError(f"vLLM at {self.url} does not answer ({error}). Start it: memweave serve")
 
 
 _WORDS_ONLY: Final = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/health")

@@ -26,7 +26,7 @@ from memweave.errors import ConflictError, InputError, OperationError
 from memweave.serving.adapters import Adapter, base_version, check_adapter, copy_whole
 from memweave.serving.server import DEFAULT_ROLE, PublishedPolicy
 from memweave.serving.vllm_chat import Served, VLLMChatModel
-from memweave.serving.vllm_check import base_model, check_endpoint, refused_adapter
+from memweave.serving.vllm_check import base_model, check_base, check_endpoint, refused_adapter
 from memweave.serving.vllm_endpoint import RECONNECT_TIMEOUT, ServerAwayError, UnknownModelError, VLLMEndpoint
 from memweave.tracing.records import Sampling
 
@@ -159,10 +159,14 @@ class VLLMServer:
         )
 
     def check(self) -> None:
-        """Raise `UnavailableError` or `ServerSetupError`, naming the missing flag, unless it can be trained against."""
+        """Raise `UnavailableError` or `ServerSetupError`, naming the missing flag, unless it can be trained against.
+
+        That includes another base than ours, where the server's is a folder of this machine.
+        """
         with self._lock:
             self._base_name, _ = base_model(self._endpoint)
             try:
+                check_base(self._endpoint, self._base)
                 check_endpoint(self._endpoint, self._base_name)
             except BaseException:
                 self._base_name = None
