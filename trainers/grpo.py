@@ -480,6 +480,9 @@ class TraceGRPOTrainer(GRPOTrainer):  # type: ignore[misc]  # TRL publishes no t
             saved = resume.read_progress(checkpoint)
             resume.check_settings(saved, self._all_settings(), checkpoint)
             self._restore(saved, checkpoint)
+            if self.accelerator.is_main_process:
+                kept = "; the rows of the batch that it stopped in are kept" if saved.buffered else ""
+                log.warning("run %s goes on from %s, after step %d%s", saved.run, checkpoint, saved.global_step, kept)
         try:
             done: TrainOutput = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
             return done

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for integration tests: made in a temporary folder, reached by a Unix socket, gone afterwards."""
+"""Servers for integration tests. A real PostgreSQL: made in a temporary folder, reached by a Unix socket, gone afterwards."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.served import vllm
+
+__all__ = ["vllm"]  # here, so that the modules of tests share one server
 READY_IN = 60.0  # seconds
 
 

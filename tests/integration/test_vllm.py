@@ -1,9 +1,8 @@
-"""What only a real vLLM can show: exact log-probabilities, publishing that takes effect, and a server that is killed."""
+"""What only a real vLLM can show: exact log-probabilities, and publishing that takes effect. See also test_training.py."""
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypedDict
@@ -14,9 +13,8 @@ from memweave.errors import AdapterError, ContextLengthError, InputError, PortIn
 from memweave.serving.vllm_process import ServeSettings, start
 from memweave.serving.vllm_server import VLLMServer
 from memweave.tracing.records import Sampling
-from tests.integration.vllm import CONTEXT, KEY, Served, vllm
+from tests.integration.served import CONTEXT, KEY, Served
 
-__all__ = ["vllm"]  # pytest finds the fixture here
 pytestmark = pytest.mark.integration
 Make = Callable[..., Path]
 TOLERANCE = 1e-3
@@ -174,37 +172,3 @@ def test_bad_input(vllm: Served, server: VLLMServer, make_adapter: Make, tmp_pat
     wrong = VLLMServer(vllm.process.url, base=vllm.base, adapter_dir=tmp_path / "served", api_key="wrong")
     with pytest.raises(ServerSetupError, match="refuses the API key"):
         wrong.check()
-
-
-def test_a_killed_server_is_waited_for_and_gets_its_adapters_back(
-    vllm: Served, make_adapter: Make, tmp_path: Path
-) -> None:
-    """Slow: vLLM starts a second time. Same seeds, so the run ends with the replies that it would have had."""
-    lines: list[str] = []
-    waiting = threading.Event()
-
-    def heard(line: str) -> None:
-        lines.append(line)
-        waiting.set()
-
-    options: dict[str, Any] = {"base": vllm.base, "adapter_dir": tmp_path / "served", "api_key": KEY, "on_wait": heard}
-    with VLLMServer(vllm.process.url, **options) as server:
-        published = server.publish(make_adapter("a"), run="killed")
-        chat = server.chat_model(sampling=Sampling(max_tokens=200, seed=11))
-
-        async def run(kill: bool) -> list[dict[str, Any]]:
-            calls = [asyncio.ensure_future(chat.ainvoke(f"question {n}", ignore_eos=True)) for n in range(8)]
-            if kill:
-                await asyncio.sleep(0.2)  # they are under way
-                await asyncio.to_thread(vllm.process.kill)
-                assert await asyncio.to_thread(waiting.wait, 30)
-                await asyncio.to_thread(vllm.process.launch)
-            return [reply.response_metadata for reply in await asyncio.gather(*calls)]
-
-        before = asyncio.run(run(kill=False))
-        after = asyncio.run(run(kill=True))
-        assert [found["token_ids"] for found in after] == [found["token_ids"] for found in before]
-        assert {found["policy"] for found in after} == {published.name}
-        assert len(lines) == 2
-        assert "waiting up to 300 s for it" in lines[0]
-        assert "answers again" in lines[1]

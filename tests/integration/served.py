@@ -42,7 +42,7 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
     ensure_env(_ENV, say)
     folder = tmp_path_factory.mktemp("vllm")
-    base = create_policy(folder / "base", TEXTS, vocab_size=320, context=CONTEXT, seed=1).path
+    base = create_policy(folder / "base", TEXTS, vocab_size=320, context=CONTEXT, initializer_range=0.2, seed=1).path
     settings = ServeSettings(max_loras=4, max_lora_rank=8, kv_cache_gb=0.25, api_key=KEY)
     with start(base, settings=settings, env=_ENV, log=folder / "vllm.log", say=say) as process:
         yield Served(process, base, _ENV)
