@@ -41,12 +41,15 @@ def copy_checkout(target: Path) -> None:
 
 
 def tests_pass(checkout: Path, tests: tuple[str, ...]) -> tuple[bool, str]:
-    """Run `tests` in `checkout`; return whether they pass, and the end of what pytest said."""
+    """Run `tests` in `checkout`; return whether they pass, and the end of what pytest said. Tests that hang do not pass."""
     environment = {**os.environ, "PYTHONPATH": str(checkout / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not integration", *tests]
-    done = subprocess.run(
-        command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
-    )
+    try:
+        done = subprocess.run(
+            command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"nothing came of it within {TIMEOUT} s"
     last = "\n".join(done.stdout.strip().splitlines()[-3:])
     if done.returncode not in (0, 1):
         raise SystemExit(f"pytest could not run {' '.join(tests)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")

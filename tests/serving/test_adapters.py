@@ -14,6 +14,7 @@ pytest.importorskip("peft")
 from safetensors.numpy import load_file, save_file
 
 from memweave.errors import AdapterError
+from memweave.serving import adapters
 from memweave.serving.adapters import check_adapter, copy_whole
 from memweave.serving.policy_folder import create_policy
 from memweave.serving.server import weights_version
@@ -130,3 +131,15 @@ def test_a_copy_appears_whole_or_not_at_all(make_adapter: Make, policy: Path, tm
     with pytest.raises(AdapterError, match="holds no adapter"):
         copy_whole(source, tmp_path / "served" / "a-v2")
     assert [path.name for path in (tmp_path / "served").iterdir()] == ["a-v1"]
+
+
+def test_a_copy_that_ends_with_its_process_leaves_no_adapter(
+    make_adapter: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adapters, "_sync", end)  # called when the first file is copied
+    with pytest.raises(KeyboardInterrupt):
+        copy_whole(make_adapter("a"), tmp_path / "served" / "a-v1")
+    assert not (tmp_path / "served" / "a-v1").exists()

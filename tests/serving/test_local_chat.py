@@ -87,6 +87,11 @@ def test_the_model_follows_what_is_published(server: LocalServer, make_adapter: 
         published.version,
     )
     assert model.invoke("hi").response_metadata["policy_version"] == published.version
+    again = server.publish(make_adapter("b", seed=1), run="r", role="answerer")
+    assert again.version != published.version
+    assert server.current("answerer") == again
+    reply = model.invoke("hi").response_metadata
+    assert (reply["policy"], reply["policy_version"]) == ("r-answerer-v2", again.version)
 
 
 TEXTS = st.text(max_size=20) | st.sampled_from(["<|end|>", "a<|user|>b", "\ue0000\ue000", "<tool_call>", " "])

@@ -145,6 +145,8 @@ def put(value: object, *path: str | int) -> Callable[[Json], object]:
         (put("other", "model"), ModelReplyError, "base was asked, 'other' answered"),
         (put(float("nan"), "choices", 0, "logprobs", "content", 0, "logprob"), ModelReplyError, "log-probability nan"),
         (put(-9999.0, "choices", 0, "logprobs", "content", 0, "logprob"), ModelReplyError, "log-probability -9999"),
+        (put(None, "choices", 0, "logprobs", "content", 0, "logprob"), ModelReplyError, "is not a number"),
+        (drop("choices", 0, "logprobs", "content", 0, "logprob"), ModelReplyError, "is not a number"),
         (drop("usage"), ModelReplyError, "not that of a chat completion"),
         (put([], "choices"), ModelReplyError, "not that of a chat completion"),
     ],

@@ -72,6 +72,20 @@ def test_a_role_is_served_with_what_was_published_last(
     assert (stub.adapters, folders(tmp_path / "served")) == (["r-answerer-v2", "r-answerer-v3"],) * 2
 
 
+def test_the_new_adapter_is_there_before_the_old_one_leaves(
+    connect: Connect, stub: StubVLLM, make_adapter: Make
+) -> None:
+    server = connect(keep=0)
+    for _ in range(2):
+        server.publish(make_adapter("a"), run="r")
+    asked = [(path.rpartition("/")[2], body.get("lora_name", "")) for path, body in stub.requests]
+    assert [(what, name) for what, name in asked if name.startswith("r-")] == [
+        ("load_lora_adapter", "r-policy-v1"),
+        ("load_lora_adapter", "r-policy-v2"),
+        ("unload_lora_adapter", "r-policy-v1"),
+    ]
+
+
 def test_the_source_may_change_after_publishing(connect: Connect, make_adapter: Make, tmp_path: Path) -> None:
     source = make_adapter("a")
     published = connect().publish(source, run="r")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sqlite3
 import stat
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -156,6 +158,38 @@ def test_pruning_erases_the_bytes(store: TraceStore, trace: MakeTrace) -> None:
     assert store.scores(new.id) == []
     assert all(old[0].id.bytes not in file.read_bytes() for file in store.path.parent.iterdir())
     assert store.add(new) == new.id
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_nothing_stays_between_the_rows_of_a_page(store: TraceStore, trace: MakeTrace, seed: int) -> None:
+    # Balancing a B-tree moves rows between pages and leaves copies in the gaps; random keys and sizes make it happen.
+    rng = random.Random(seed)
+    kept: list[Trace] = []
+    erased: list[Trace] = []
+    for _ in range(8):
+        for replica in range(50):
+            group = f"g{rng.random()}" * rng.randint(1, 8)
+            key = UUID(int=rng.getrandbits(128))
+            kept.append(
+                trace(
+                    id=key,
+                    group=group,
+                    replica=replica,
+                    generations=(),
+                    score=None,
+                    started_at=NOON,
+                    ended_at=NOON,
+                )
+            )
+        store.add_many(kept[-50:])
+        rng.shuffle(kept)
+        half = len(kept) // 2
+        store.delete(each.id for each in kept[:half])
+        erased += kept[:half]
+        del kept[:half]
+    left = b"".join(file.read_bytes() for file in store.path.parent.iterdir())
+    assert [each.id for each in erased if each.id.bytes in left or (each.group or "").encode() in left] == []
+    assert all(each.id.bytes in left for each in kept)
 
 
 def test_all_or_none_of_a_batch(store: TraceStore, trace: MakeTrace, generation: Callable[..., Generation]) -> None:

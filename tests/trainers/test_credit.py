@@ -110,7 +110,8 @@ def test_settings_that_do_not_exist_are_refused() -> None:
 
 def two_roles(whole: float, replica: int, **parts: float) -> Trace:
     roles = ("manager", "answerer", "manager")
-    made = [generation(index, [1], [2], role=role) for index, role in enumerate(roles)]
+    # One node plays both: a role is what a reward is for, the node where it was called.
+    made = [generation(index, [1], [2], role=role, node="answerer") for index, role in enumerate(roles)]
     return trace(*made, replica=replica, score=Score(value=whole, low=-10, high=10, parts=parts))
 
 

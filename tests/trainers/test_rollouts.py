@@ -179,7 +179,7 @@ async def test_rewards_may_be_async_scores_or_none() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "1.0", [1.0]])
 async def test_a_reward_that_is_no_number_is_an_error_that_names_the_task(value: object) -> None:
-    with pytest.raises(RewardError, match="task 'b'"):
+    with pytest.raises(RewardError, match="the reward of task 'b' is .* Return a"):
         await run(Rollouts(asking(), lambda task, output, trace: value if task.id == "b" else 1.0))  # type: ignore[arg-type,return-value]
 
 
