@@ -261,6 +261,12 @@ class _Call:
                 "Return a number or a Score for episodes that can be judged."
             )
         if training and not any(has_policy_call(trace) for trace in ended):
+            calls = [generation for trace in ended for generation in trace.generations]
+            if calls and all(generation.prompt_token_ids and generation.token_ids == () for generation in calls):
+                raise NoPolicyError(
+                    f"{len(ended)} episodes ran, and all {len(calls)} replies are empty: not one token was sampled, so there "
+                    "is nothing to train on. Look at one with `memweave traces show`, and check max_tokens."
+                )
             raise NoPolicyError(
                 f"{len(ended)} episodes ran, and none called a model whose tokens are known. "
                 "Give the graph a chat model of the policy server: server.chat_model(role)."

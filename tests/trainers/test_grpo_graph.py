@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langgraph.graph import END, START, StateGraph
 
-from memweave.errors import NoPolicyError, RewardError
+from memweave.errors import ContextLengthError, NoPolicyError, RewardError, StorageFullError
 from memweave.serving import create_policy
 from memweave.tracing import Sampling, Trace, TraceStore
 from memweave.trainers.rollouts import Rollouts, Task
@@ -172,17 +172,17 @@ def test_a_graph_without_the_policy_is_named(make: Make) -> None:
         def _generate(self, messages: list[BaseMessage], *args: Any, **kwargs: Any) -> ChatResult:
             return ChatResult(generations=[ChatGeneration(message=AIMessage("hello"))])
 
-    with pytest.raises(NoPolicyError):
+    with pytest.raises(NoPolicyError, match=r"none called a model whose tokens are known.*server\.chat_model"):
         make(graph=graph_of(Canned())).train()
 
 
 def test_a_missing_reward_is_named(make: Make) -> None:
-    with pytest.raises(RewardError):
+    with pytest.raises(RewardError, match=r"none of 8 episodes has a reward.*Return a number or a Score"):
         make(lambda task, output, trace: None).train()
 
 
 def test_a_reward_that_is_no_number_is_named(make: Make) -> None:
-    with pytest.raises(RewardError):
+    with pytest.raises(RewardError, match=r"the reward of task 't\d' is nan. Return a finite number, or None"):
         make(lambda task, output, trace: math.nan).train()
 
 
@@ -207,8 +207,35 @@ def test_an_empty_reply_is_named(make: Make, server: LocalServer) -> None:
             }
             return ChatResult(generations=[ChatGeneration(message=AIMessage("", response_metadata=metadata))])
 
-    with pytest.raises(NoPolicyError):
+    with pytest.raises(NoPolicyError, match=r"all 16 replies are empty: not one token was sampled"):
         make(graph=graph_of(Empty())).train()
+
+
+def test_a_prompt_longer_than_the_context_is_named(make: Make, server: LocalServer) -> None:
+    model = server.chat_model(sampling=Sampling(temperature=1.0, max_tokens=6, seed=1))
+
+    async def speak(state: State) -> State:
+        return {"messages": [await model.ainvoke([HumanMessage("amber " * 2_000)])]}
+
+    graph = StateGraph(State)
+    graph.add_node("speak", speak)
+    graph.add_edge(START, "speak")
+    with pytest.raises(
+        ContextLengthError, match=r"none of 8 episodes ran to its end.*The prompt has .* tokens.*Shorten the prompt"
+    ):
+        make(graph=graph.compile()).train()
+
+
+def test_a_full_disk_stops_the_run_and_what_was_acknowledged_stays(make: Make, tmp_path: Path) -> None:
+    with TraceStore(tmp_path / "traces.db") as store:
+        trainer = make(store=store, max_steps=50, concurrency=1)
+        pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
+        store._connection.execute(f"PRAGMA max_page_count = {pages + 8}")  # SQLite's own way to a full disk
+        with pytest.raises(StorageFullError, match=r"traces\.db.*free space"):
+            trainer.train()
+        kept = store.count()
+        assert 0 < kept < 50 * 8
+        assert len(store.query()) == kept
 
 
 def test_a_resumed_run_uses_the_episodes_that_are_stored(make: Make, tmp_path: Path) -> None:
