@@ -112,6 +112,13 @@ def test_a_policy_server_that_is_no_vllm(cli: Cli, stub: StubVLLM) -> None:
     assert (result.code, result.error) == (2, f"error: {stub.url} has no /v1/models. Is it vLLM?")
 
 
+def test_a_policy_server_gets_the_key(cli: Cli, stub: StubVLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMWEAVE_MODEL_API_KEY", "sesame")
+    stub.raw = True  # refused, but after it was asked
+    assert "--logprobs-mode processed_logprobs" in cli("train", "two-node", "--policy-server", stub.url).error
+    assert stub.keys == {"Bearer sesame"}
+
+
 def test_a_policy_server_of_another_base(cli: Cli, stub: StubVLLM, tmp_path: Path) -> None:
     from memweave.serving import create_policy
 

@@ -20,6 +20,8 @@ class StubVLLM:
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, Json]] = []
+        self.keys: set[str | None] = set()
+        """What callers sent as their authorization."""
         self.adapters: list[str] = []
         self.fault: Callable[[str, Json], tuple[int, str] | None] = lambda path, body: None
         self.change: Callable[[Json], object] = lambda answer: None
@@ -52,6 +54,7 @@ class StubVLLM:
                 self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
             def _answer(self, body: Json) -> None:
+                stub.keys.add(self.headers["Authorization"])
                 if self.path.startswith("/v1/chat") or self.path.endswith("lora_adapter"):
                     stub.requests.append((self.path, body))
                 status, text = stub.fault(self.path, body) or stub.reply(self.path, body)

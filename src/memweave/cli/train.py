@@ -68,7 +68,8 @@ def train(
     """Train a policy from traces: sample episodes, credit them, update, publish, repeat.
 
     The folder of the run gets the trained policy (policy/), every episode (traces.db, see `memweave traces`), and
-    checkpoints/ with log.jsonl and curves.png. Ctrl-C stops a run; --resume goes on with it.
+    checkpoints/ with log.jsonl and curves.png. Ctrl-C stops a run; --resume goes on with it. A policy server is sent the
+    key in MEMWEAVE_MODEL_API_KEY, if set.
     """
     from memweave.config import Settings
     from memweave.recipes import Place, find_recipe, recipes
@@ -94,13 +95,15 @@ def train(
     need_training()
     from memweave.recipes.running import default_base, ensure_base, run_recipe
 
+    data = Settings.load(home=home)
     if base is None:  # only the default is made; a name that was mistyped is an error
-        base = default_base(Settings.load(home=home).home)
+        base = default_base(data.home)
         ensure_base(base)
     place = Place(
         out=folder,
         base=base,
         server_url=policy_server,
+        api_key=data.model_api_key,
         resume=resume,
         quiet=as_json,
         say=(lambda line: None) if as_json else render.note,

@@ -14,6 +14,7 @@ from memweave.errors import SettingsError
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
     from langchain_core.runnables import Runnable
+    from pydantic import SecretStr
 
     from memweave.trainers.credit import Credit
     from memweave.trainers.rollouts import Reward, Task
@@ -79,6 +80,8 @@ class Place:
     """Folder of the base policy; `ensure_base` makes the tiny one."""
     server_url: str | None = None
     """A vLLM server that serves `base`; without it the policy answers in this process."""
+    api_key: SecretStr | None = None
+    """Key of that server."""
     adapters: Path | None = None
     """Folder for adapters that the vLLM server can read; default: `out/adapters`."""
     resume: bool = False

@@ -113,7 +113,7 @@ def open_server(place: Place) -> Iterator[PolicyServer]:
     from memweave.serving.vllm_server import VLLMServer
 
     adapters = place.adapters or place.out / "adapters"
-    with VLLMServer(place.server_url, base=place.base, adapter_dir=adapters.resolve()) as vllm:
+    with VLLMServer(place.server_url, base=place.base, adapter_dir=adapters.resolve(), api_key=place.api_key) as vllm:
         vllm.check()
         yield vllm
 
