@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
 from memweave.recipes.running import ensure_base, run_recipe  # noqa: E402 - after importorskip
-from memweave.serving import LocalServer, weights_version  # noqa: E402
+from memweave.serving import LocalServer, create_policy, weights_version  # noqa: E402
 
 SMALL = TrainSettings(steps=2, tasks_per_step=2, group_size=2, eval_tasks=2, concurrency=1, save_every=1)
 
@@ -186,6 +186,21 @@ def test_the_base_is_the_same_everywhere_and_is_never_replaced(base: Path, tmp_p
     (tmp_path / "mine").mkdir()
     ensure_base(tmp_path / "mine")
     assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_two_commands_may_make_the_base_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "tiny"
+
+    def slower(folder: Path, *args: Any, **kwargs: Any) -> Any:
+        made = create_policy(folder, *args, **kwargs)
+        shutil.copytree(made.path, target)  # the other one's, meanwhile
+        return made
+
+    monkeypatch.setattr("memweave.serving.policy_folder.create_policy", slower)
+    ensure_base(target)
+    assert list(tmp_path.iterdir()) == [target]
+    with LocalServer(target):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from langchain_core.language_models import BaseChatModel
 
 from memweave.records import utc_now
 from memweave.serving import DEFAULT_ROLE, PublishedPolicy, weights_version
+from memweave.serving.quiet import quiet
 from memweave.tracing import Generation, Sampling, Score, Trace, TraceStatus
 from memweave.trainers.credit import Group
 
@@ -71,8 +71,7 @@ class DirectServer:
         if weights is not None and not full:
             from peft import PeftModel
 
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # PEFT's
+            with quiet():
                 model = PeftModel.from_pretrained(model, str(weights))
         return model.eval()
 

@@ -36,7 +36,6 @@ from tests.trainers import direct
 ROOT = Path(__file__).resolve().parents[2]
 
 
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return create_policy(tmp_path_factory.mktemp("ppo") / "base", direct.WORDS, vocab_size=270, hidden=64).path

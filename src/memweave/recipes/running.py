@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -98,7 +99,16 @@ def ensure_base(folder: Path) -> None:
     from memweave.serving.policy_folder import create_policy
 
     texts = [f"{a} {b}" for a in (*WORDS, "choose", "tell", "write") for b in WORDS]
-    create_policy(folder, texts, initializer_range=0.2, seed=BASE_SEED)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        made = create_policy(Path(scratch) / "policy", texts, initializer_range=0.2, seed=BASE_SEED).path
+        try:
+            made.rename(folder)
+        except OSError:
+            if (
+                not folder.exists()
+            ):  # else `memweave serve` and `memweave train` began together, and the other was faster
+                raise
 
 
 @contextmanager
