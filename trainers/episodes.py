@@ -7,7 +7,7 @@ import copy
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from pydantic import JsonValue
 from memweave.errors import InputError, RewardError, ScopeError, UnavailableError
 from memweave.memory_stores import MemoryBank, MemoryStore, use_bank
 from memweave.records import Scope, new_id, utc_now
+from memweave.serving.patience import CLOCK
 from memweave.tracing import Score, Trace, TraceStatus
 from memweave.tracing.reading import error_line
 from memweave.tracing.tracer import Tracer
@@ -60,7 +61,10 @@ class Episode:
 
 @dataclass(frozen=True, slots=True)
 class EpisodeRunner:
-    """Runs episodes of one graph. timeout: seconds for the graph, and again for the reward; `None`: no limit."""
+    """Runs episodes of one graph. timeout: seconds for the graph, and again for the reward; `None`: no limit.
+
+    Waiting for a policy server that is being restarted does not count.
+    """
 
     graph: Runnable[Any, Any]
     reward: Reward
@@ -100,14 +104,18 @@ class EpisodeRunner:
 
     async def _invoke(self, task: Task, config: RunnableConfig) -> Any:
         given = {} if task.context is None else {"context": dict(task.context)}
-        limit = asyncio.timeout(self.timeout)
+        clock = _EpisodeClock(self.timeout)
+        held = CLOCK.set(clock)
         try:
-            async with limit:
+            async with clock.limit:
                 return await self.graph.ainvoke(_own(task), config, **given)
         except TimeoutError as error:
-            if limit.expired():
+            if clock.limit.expired():
                 raise EpisodeTimeout(f"the episode did not end within {self.timeout:g} s") from error
             raise
+        finally:
+            clock.ended = True
+            CLOCK.reset(held)
 
     async def _branched(self, task: Task) -> AbstractContextManager[MemoryStore | None]:
         """Return the block inside which graphs use a branch of the episode's own; it is forgotten afterwards."""
@@ -133,6 +141,39 @@ class EpisodeRunner:
         else:
             value = await asyncio.to_thread(self.reward, task, output, trace)  # it may take its time: a judge, a search
         return await value if inspect.isawaitable(value) else value
+
+
+class _EpisodeClock:
+    """The time limit of an episode; it stands still while a server that was called is away."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.limit = asyncio.timeout(seconds)
+        self.ended = False
+        self._waiting = 0
+        self._left: float | None = None
+
+    def pause(self) -> None:
+        self._later(1)
+
+    def resume(self) -> None:
+        self._later(-1)
+
+    def _later(self, change: int) -> None:
+        with suppress(RuntimeError):  # a call that was given up outlived the loop, and so the episode
+            self._loop.call_soon_threadsafe(self._change, change)
+
+    def _change(self, change: int) -> None:
+        self._waiting += change
+        if self.ended or self.limit.expired():
+            return
+        until = self.limit.when()
+        if self._waiting and until is not None:
+            self._left = until - self._loop.time()
+            self.limit.reschedule(None)
+        elif not self._waiting and self._left is not None:
+            self.limit.reschedule(self._loop.time() + self._left)
+            self._left = None
 
 
 class EpisodeTimeout(TimeoutError):

@@ -123,7 +123,7 @@ def test_a_killed_trainer_goes_on_with_no_episode_lost_or_doubled(vllm: Served, 
 
 
 def test_a_killed_server_is_waited_for_and_no_episode_is_lost(vllm: Served, tmp_path: Path) -> None:
-    """Slow: vLLM starts a second time."""
+    """Slow: vLLM starts a second time. That takes longer than an episode may."""
     lines: list[str] = []
     scored = Counter[int]()
 

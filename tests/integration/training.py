@@ -135,7 +135,7 @@ def open_run(
             graph_of(model),
             lambda task, output, trace: reward(trace),
             concurrency=concurrency,
-            timeout=300,
+            timeout=15,  # less than vLLM needs to start again
             store=store,
         )
         trainer = TraceGRPOTrainer(
@@ -162,7 +162,7 @@ def main(url: str, base: Path, out: Path, kill_at: int, resume: bool) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return in_class(trace)
 
-    settings = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2}
+    settings: dict[str, Any] = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2}
     with open_run(url, base, out, run="killed-trainer", reward=reward, concurrency=1, **settings) as (trainer, _):
         trainer.train(resume_from_checkpoint=resume)
 

@@ -21,6 +21,7 @@ from memweave.errors import (
     SettingsError,
     UnavailableError,
 )
+from memweave.serving.patience import CLOCK
 from memweave.serving.vllm_chat import Served, VLLMChatModel
 from memweave.serving.vllm_endpoint import VLLMEndpoint
 from memweave.tracing.records import Sampling
@@ -233,6 +234,37 @@ def test_calls_wait_for_a_server_that_comes_back_and_say_so_once(stub: StubVLLM)
     assert [line.partition("; ")[2] for line in lines] == ["waiting up to 20 s for it", "going on"]
     assert restored == [1]
     assert len(stub.requests) == 9
+
+
+def test_the_clock_of_whoever_calls_stands_still_while_the_server_is_away(stub: StubVLLM) -> None:
+    """For calls of both kinds: the asynchronous one waits on another thread."""
+
+    class Counting:
+        pauses, resumes = 0, 0
+
+        def pause(self) -> None:
+            self.pauses += 1
+
+        def resume(self) -> None:
+            self.resumes += 1
+
+    def heard(line: str) -> None:
+        if "waiting" in line:
+            assert (clock.pauses, clock.resumes) == (1, 0)
+            stub.start()
+
+    chat = VLLMChatModel.connect(
+        VLLMEndpoint(stub.url, reconnect_timeout=20, on_wait=heard), "policy", lambda: Served("base", None)
+    )
+    for call in (lambda: chat.invoke("hello"), lambda: asyncio.run(chat.ainvoke("hello"))):
+        clock = Counting()
+        held = CLOCK.set(clock)
+        call()
+        assert (clock.pauses, clock.resumes) == (0, 0)
+        stub.stop()
+        call()
+        assert (clock.pauses, clock.resumes) == (1, 1)
+        CLOCK.reset(held)
 
 
 def test_a_server_that_stays_away_is_given_up(stub: StubVLLM) -> None:

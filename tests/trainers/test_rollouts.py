@@ -24,6 +24,7 @@ from memweave.errors import (
     SettingsError,
     UnavailableError,
 )
+from memweave.serving.patience import clock_stopped
 from memweave.tracing import Generation, Score, Trace, TraceStatus
 from memweave.tracing.store import TraceStore
 from memweave.trainers.rollouts import Rollouts, Task
@@ -237,6 +238,39 @@ async def test_what_every_episode_fails_for_is_one_error(
         await run(Rollouts(asking(fail), one, store=store))
     # The cause can be removed, and the run resumed: nothing stands in the way.
     assert [trace.status for trace in await run(Rollouts(asking(), one, store=store))] == [TraceStatus.OK] * 4
+
+
+async def test_the_clock_of_an_episode_stands_still_while_its_server_is_away() -> None:
+    """Two calls of an episode wait for longer than its limit, one after the other and in threads, as a chat model does."""
+    released = threading.Event()
+
+    def away() -> None:
+        with clock_stopped():
+            released.wait(20)
+
+    async def called(given: dict[str, str]) -> None:
+        calls = [asyncio.to_thread(away) for _ in range(2)]
+        later = asyncio.get_running_loop().call_later(0.8, released.set)
+        await asyncio.gather(*calls)
+        later.cancel()
+
+    def graph(after: Callable[[dict[str, str]], Any]) -> Runnable[Any, Any]:
+        async def both(given: dict[str, str]) -> None:
+            await called(given)
+            await after(given)
+
+        return asking(both)
+
+    async def nothing(given: dict[str, str]) -> None:
+        return None
+
+    async def hang(given: dict[str, str]) -> None:
+        await asyncio.Event().wait()
+
+    traces = await run(Rollouts(graph(nothing), one, timeout=0.5), TASKS[:1])
+    assert [trace.status for trace in traces] == [TraceStatus.OK] * 2
+    with pytest.raises(OperationError, match="2 timeout"):  # it runs again afterwards
+        await run(Rollouts(graph(hang), one, timeout=0.5), TASKS[:1])
 
 
 async def test_timeouts_of_all_are_one_error() -> None:

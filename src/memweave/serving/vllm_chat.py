@@ -11,8 +11,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -120,7 +121,8 @@ class VLLMChatModel(BaseChatModel):
         metadata = run_manager.metadata if run_manager else None
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(_threads(), self._complete, messages, stop, metadata, kwargs, call)
+            complete = partial(self._complete, messages, stop, metadata, kwargs, call)
+            return await loop.run_in_executor(_threads(), copy_context().run, complete)
         except asyncio.CancelledError:
             call.cancel()
             raise

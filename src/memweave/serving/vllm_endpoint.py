@@ -22,6 +22,7 @@ from memweave.errors import (
     UnavailableError,
 )
 from memweave.serving.http_pool import Call, Cancelled, ConnectionLost, HttpPool, JsonObject, Reply
+from memweave.serving.patience import clock_stopped
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +127,7 @@ class VLLMEndpoint:
                 _pause(min(reply.retry_after or 0.2 * 2**attempt, 10.0), call)
         return reply
 
+    @clock_stopped()
     def _wait(self, lives: int, since: float, error: ConnectionLost, call: Call | None) -> None:
         """Return when the server is back and has its adapters; one thread waits for all."""
         while not self._lock.acquire(timeout=_POLL):
