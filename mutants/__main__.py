@@ -88,7 +88,7 @@ def main() -> int:
         )
         return 2
     tests = tuple(sorted({test for fault in wanted for test in fault.tests}))
-    print(f"{len(wanted)} faults. First without any: {len(tests)} test files", flush=True)
+    print(f"{len(wanted)} faults. First without any: {len(tests)} files or tests", flush=True)
     passed, said = tests_pass(ROOT, tests)
     if not passed:
         print(f"the tests fail already:\n{said}", file=sys.stderr)

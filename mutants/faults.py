@@ -426,6 +426,14 @@ TRAINING = [
         ("tests/trainers/test_losses.py::test_padding_changes_nothing",),
     ),
     Fault(
+        "processes-add-up",
+        "with two processes, whose gradients are averaged, each divides by the counts of both",
+        "trainers/grpo.py",
+        "share = self.args.gradient_accumulation_steps / self.args.steps_per_generation / self.accelerator.num_processes",
+        "share = self.args.gradient_accumulation_steps / self.args.steps_per_generation",
+        ("tests/trainers/test_multiprocess.py::test_two_processes_make_the_policy_of_one",),
+    ),
+    Fault(
         "trainer-ignores-temperature",
         "the trainer's log-probabilities are those at temperature 1",
         "trainers/grpo.py",
