@@ -140,13 +140,16 @@ def test_output_into_a_closed_pipe_is_not_a_crash(tmp_path: Path) -> None:
     assert "Traceback" not in run.stderr
 
 
-def test_help_is_fast() -> None:
-    def seconds() -> float:
-        before = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "memweave", "--help"], check=True, capture_output=True)
-        return time.perf_counter() - before
-
-    assert min(seconds() for _ in range(3)) < 1.0
+def test_help_loads_nothing_heavy() -> None:
+    heavy = ("langchain_core", "langgraph", "numpy", "qdrant_edge", "sqlalchemy", "torch", "transformers", "trl")
+    program = f"""
+import sys
+from memweave.cli.app import run
+assert run(["--help"]) == 0
+print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stderr.strip() == "[]"
 
 
 def test_json_is_ascii_so_that_no_terminal_can_break_it(capsys: pytest.CaptureFixture[str]) -> None:
