@@ -52,9 +52,8 @@ check: $(VENV)/.installed-dev  ## Lint, format, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-serve-cpu: $(VENV)/.installed-demo  ## Serve a policy with vLLM on the CPU: make serve-cpu POLICY=folder (first time: 3 GB)
-	@test -n "$(POLICY)" || { echo "error: name the folder of the policy: make serve-cpu POLICY=path/to/policy"; exit 2; }
-	$(BIN)/memweave serve --install "$(POLICY)"
+serve-cpu: $(VENV)/.installed-demo  ## Serve a policy with a real vLLM on this CPU (installs it first, 3 GB): make serve-cpu [POLICY=folder]
+	$(BIN)/memweave serve --install $(POLICY)
 
 bench: $(VENV)/.installed-dev  ## Measure speed, as quoted in docs/results.md
 	$(BIN)/python bench
