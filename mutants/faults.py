@@ -477,7 +477,7 @@ TRAINING = [
     Fault(
         "resume-forgets-the-micro-step",
         "a resumed run counts generation batches from 0 again",
-        "trainers/grpo.py",
+        "trainers/checkpointing.py",
         "self._step = saved.micro_step",
         "self._step = saved.micro_step % self._generate_every",
         ("tests/trainers/test_resume.py::test_a_killed_run_goes_on_with_equal_bits",),
