@@ -17,7 +17,6 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.tools import tool
 from langgraph.graph.state import CompiledStateGraph
-from transformers import AutoModelForCausalLM
 
 from memweave.serving import LocalServer, create_policy, load_policy_folder
 from memweave.serving.tool_text import tool_specs
@@ -87,7 +86,7 @@ def main() -> None:
             with Rollouts(agent, reward, store=store) as rollouts:
                 before = rollouts.run(tasks, group_size=8, run="before")
                 trainer = TraceGRPOTrainer(
-                    AutoModelForCausalLM.from_pretrained(base),
+                    str(base),
                     tasks,
                     rollouts,
                     server,

@@ -352,7 +352,7 @@ class _Collator:
 
 
 class _SFTTrainer(Trainer):
-    """Stops as soon as the loss is no number."""
+    """Stops as soon as the loss is no number; saves without a progress bar."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -362,6 +362,10 @@ class _SFTTrainer(Trainer):
                 f"({self.args.learning_rate}), or check the weights of the base policy"
             )
         return loss
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with quiet():
+            super()._save_checkpoint(*args, **kwargs)
 
 
 class _Reporter(TrainerCallback):

@@ -123,6 +123,8 @@ def test_ctrl_c_leaves_with_130_and_no_traceback(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "memweave", "remember", "pipe", "--user", "anna"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Where the tests run in the background, the shell has told every child to ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     writer = os.open(tmp_path / "pipe", os.O_WRONLY)  # returns once the command reads
     process.send_signal(signal.SIGINT)
