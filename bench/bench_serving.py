@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, TypedDict
@@ -112,8 +113,8 @@ def throughput(server: VLLMServer, kind: str, tokens: int) -> list[Row]:
     ours, theirs = [], []
     for number in range(ROUNDS + 1):
         offset = number * EPISODES
-        theirs.append(seconds(lambda o=offset: plain(server.url, name, tokens, o, EPISODES * calls)))  # type: ignore[misc]  # a default argument
-        ours.append(seconds(lambda o=offset: run(episodes(compiled, o))))  # type: ignore[misc]  # a default argument
+        theirs.append(seconds(partial(plain, server.url, name, tokens, offset, EPISODES * calls)))
+        ours.append(seconds(partial(run, episodes(compiled, offset))))
     ours, theirs = ours[1:], theirs[1:]  # the first round warms up both
     share = median(a / b for a, b in zip(theirs, ours, strict=True))
     where = f"{EPISODES} episodes, {kind}, {tokens} tokens"

@@ -20,6 +20,8 @@ from typing import Annotated
 import typer
 from plan import PLAN, Run
 
+from memweave.recipes.recipe import RUN_FILE
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 RUNS = HERE.parent / "runs" / "experiments"
@@ -42,7 +44,7 @@ def list_(only: Only = None) -> None:
 
 @app.command()
 def run(only: Only = None) -> None:
-    """Do what is open, one run after the other; Ctrl-C stops after saving nothing of the current one."""
+    """Do what is open, one run after the other; a run that was cut off goes on from its last checkpoint."""
     todo = [run for run in wanted(only) if not run.file(RESULTS).exists()]
     print(f"{len(todo)} runs to do", file=sys.stderr)
     with ExitStack() as servers:
@@ -59,8 +61,10 @@ def do(run: Run, url: str | None) -> None:
     folder = RUNS / run.name
     command = [sys.executable, "-m", "memweave", "train", run.recipe, "--arm", run.arm, "--seed", str(run.seed)]
     command += ["--out", str(folder), "--json", *run.options]
-    if folder.exists():
+    if (folder / RUN_FILE).exists():
         command.append("--resume")
+    elif folder.exists():  # cut off before it had begun
+        shutil.rmtree(folder)
     if run.server == "vllm":
         command += ["--policy-server", str(url)]
     load = os.getloadavg()[0]
@@ -84,12 +88,12 @@ def do(run: Run, url: str | None) -> None:
 def serve(stack: ExitStack) -> str:
     """Start the CPU vLLM with the tiny base policy, for as long as `stack` lives, and return its URL."""
     from memweave.config import Settings
-    from memweave.recipes.running import ensure_base
+    from memweave.recipes.running import default_base, ensure_base
     from memweave.serving.vllm_env import default_env, ensure_env
     from memweave.serving.vllm_process import start
 
     settings = Settings.load()
-    base, env = settings.home / "policies" / "tiny", settings.vllm_env or default_env()
+    base, env = default_base(settings.home), settings.vllm_env or default_env()
     ensure_base(base)
     ensure_env(env, say)
     return stack.enter_context(start(base, env=env, say=say)).url

@@ -77,8 +77,8 @@ def rewrite(page: Path, results: Path) -> None:
     text = page.read_text()
     for name, make in (("token-class", token_class), ("two-node", two_node)):
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if not pattern.search(text):
+        found = pattern.search(text)
+        if found is None:
             raise SystemExit(f"{page} has no markers for {name}")
-        table = make(results)
-        text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)  # type: ignore[misc]
+        text = text[: found.start()] + f"{found[1]}{make(results)}\n{found[2]}" + text[found.end() :]
     page.write_text(text)

@@ -190,7 +190,7 @@ SERVING = [
     Fault(
         "parser-alters-reply",
         "a reply that calls a tool loses its text, so the next prompt is no continuation",
-        "src/memweave/serving/vllm_chat.py",
+        "src/memweave/serving/sampled_reply.py",
         "        content=text,\n",
         '        content="" if calls else text,\n',
         ("tests/serving/test_vllm_chat.py::test_tools_go_through_the_template_and_are_read_from_the_text",),

@@ -125,25 +125,6 @@ class PolicyLoss(NamedTuple):
     metrics: dict[str, Mean]
 
 
-class Counts(NamedTuple):
-    """What normalisers count: trained tokens, rows with at least one, steps with at least one (0-d float64 tensors)."""
-
-    tokens: Tensor
-    rows: Tensor
-    steps: Tensor
-
-
-def batch_counts(mask: Tensor, step_ids: Tensor | None = None) -> Counts:
-    """Count trained tokens, rows and steps of `mask` (B, T); padding counts nowhere. Without `step_ids` a row is one step."""
-    mask = mask.bool()
-    rows = mask.any(dim=-1).sum()
-    steps = rows
-    if step_ids is not None:
-        present = torch.zeros_like(mask, dtype=torch.int64).scatter_add_(1, step_ids, mask.to(torch.int64))
-        steps = (present > 0).sum()
-    return Counts(mask.sum().double(), rows.double(), steps.double())
-
-
 class _Units:
     """Sums over the units of a mask, spread back over their tokens: (B, 1) for rows, (B, T) for steps."""
 

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any, Final
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.outputs import ChatResult
 from langchain_core.runnables import Runnable
 from pydantic import Field, PrivateAttr
 
 from memweave.errors import InputError, UnavailableError
 from memweave.serving.policy_folder import PolicyFolder
+from memweave.serving.sampled_reply import sampled_reply
 from memweave.serving.seeding import call_seed
 from memweave.serving.server import DEFAULT_ROLE
-from memweave.serving.tool_text import ToolLike, ToolSpec, parse_tool_calls, template_messages, tool_specs
+from memweave.serving.tool_text import ToolLike, ToolSpec, template_messages, tool_specs
 from memweave.tracing.records import Sampling
 
 if TYPE_CHECKING:
@@ -141,29 +142,17 @@ class LocalChatModel(BaseChatModel):
         )
 
     def _result(self, reply: Reply, options: Mapping[str, Any]) -> ChatResult:
-        text = reply_text(self._server.folder, reply.token_ids)
-        calls, invalid = parse_tool_calls(text) if options.get("tools") else ([], [])
-        message = AIMessage(
-            content=text,
-            tool_calls=calls,
-            invalid_tool_calls=invalid,
-            usage_metadata={
-                "input_tokens": len(reply.prompt_ids),
-                "output_tokens": len(reply.token_ids),
-                "total_tokens": len(reply.prompt_ids) + len(reply.token_ids),
-            },
-            response_metadata={
-                "prompt_token_ids": reply.prompt_ids,
-                "token_ids": reply.token_ids,
-                "token_logprobs": reply.logprobs,
-                "policy": reply.policy,
-                "policy_version": reply.policy_version,
-                "sampling": reply.sampling.model_dump(exclude_none=True),
-                "finish_reason": reply.finish_reason,
-                "model_name": reply.policy,
-            },
+        return sampled_reply(
+            reply_text(self._server.folder, reply.token_ids),
+            prompt_token_ids=reply.prompt_ids,
+            token_ids=reply.token_ids,
+            logprobs=reply.logprobs,
+            policy=reply.policy,
+            policy_version=reply.policy_version,
+            sampling=reply.sampling,
+            finish_reason=reply.finish_reason,
+            tools=bool(options.get("tools")),
         )
-        return ChatResult(generations=[ChatGeneration(message=message)])
 
 
 def reply_text(folder: PolicyFolder, token_ids: Sequence[int]) -> str:

@@ -19,14 +19,15 @@ from typing import Any, Final, cast
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.outputs import ChatResult
 from langchain_core.runnables import Runnable
 from pydantic import Field, PrivateAttr
 
 from memweave.errors import InputError, ModelReplyError, ServerSetupError, UnavailableError
 from memweave.serving.http_pool import Call, JsonObject
+from memweave.serving.sampled_reply import sampled_reply
 from memweave.serving.seeding import call_seed
-from memweave.serving.tool_text import ToolLike, parse_tool_calls, template_messages, tool_specs
+from memweave.serving.tool_text import ToolLike, template_messages, tool_specs
 from memweave.serving.vllm_endpoint import ServerAwayError, UnknownModelError, VLLMEndpoint
 from memweave.tracing.records import Sampling
 
@@ -210,29 +211,18 @@ def _result(answer: JsonObject, served: Served, sampling: Sampling, *, tools: bo
             f"{served.name} was asked, {answer.get('model')!r} answered: nobody can tell which weights sampled this reply"
         )
     prompt_ids, ids, logprobs = _tokens(answer, choice, prompt_tokens, reply_tokens)
-    calls, invalid = parse_tool_calls(text) if tools else ([], [])
-    message = AIMessage(
-        content=text,
-        tool_calls=calls,
-        invalid_tool_calls=invalid,
+    return sampled_reply(
+        text,
+        prompt_token_ids=prompt_ids,
+        token_ids=ids,
+        logprobs=logprobs,
+        policy=served.name,
+        policy_version=served.version,
+        sampling=sampling,
+        finish_reason=choice.get("finish_reason"),
+        tools=tools,
         id=answer.get("id"),
-        usage_metadata={
-            "input_tokens": prompt_tokens,
-            "output_tokens": reply_tokens,
-            "total_tokens": prompt_tokens + reply_tokens,
-        },
-        response_metadata={
-            "prompt_token_ids": prompt_ids,
-            "token_ids": ids,
-            "token_logprobs": logprobs,
-            "policy": served.name,
-            "policy_version": served.version,
-            "sampling": sampling.model_dump(exclude_none=True),
-            "finish_reason": choice.get("finish_reason"),
-            "model_name": served.name,
-        },
     )
-    return ChatResult(generations=[ChatGeneration(message=message)])
 
 
 def _tokens(
