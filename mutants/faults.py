@@ -418,12 +418,12 @@ TRAINING = [
         ("tests/trainers/test_losses.py",),
     ),
     Fault(
-        "padding-in-the-normaliser",
-        "rows that train nothing are counted in what losses are divided by",
-        "trainers/losses.py",
-        "rows = mask.any(dim=-1).sum()",
-        "rows = torch.tensor(mask.shape[0])",
-        ("tests/trainers/test_losses.py::test_padding_changes_nothing",),
+        "prompts-in-the-normaliser",
+        "tokens that train nothing are counted in what losses are divided by",
+        "trainers/grpo.py",
+        '"tokens": sum(int(row.mask[1:].sum()) for row in rows),',
+        '"tokens": sum(len(row.ids) - 1 for row in rows),',
+        ("tests/trainers/test_grpo.py::test_losses_are_divided_by_what_trains_and_nothing_else",),
     ),
     Fault(
         "processes-add-up",

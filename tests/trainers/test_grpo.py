@@ -28,6 +28,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
 from memweave.trainers.batches import collate, deal, empty_row, pieces  # noqa: E402 - after importorskip
+from memweave.trainers.collecting import Collected  # noqa: E402
 from memweave.trainers.credit import CreditResult, Group, broadcast, shuffled  # noqa: E402
 from memweave.trainers.grpo import TraceGRPOTrainer  # noqa: E402
 from memweave.trainers.grpo_config import Preset, TraceGRPOConfig, agemem, memory_r1  # noqa: E402
@@ -193,6 +194,17 @@ def test_padding_changes_neither_loss_nor_gradient(make: Make) -> None:
     assert padded == pytest.approx(loss, abs=1e-7)
     assert torch.allclose(plain, with_padding, atol=1e-7)
     assert plain.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("steps", "share"), [(1, 1.0), (2, 0.5)])
+def test_losses_are_divided_by_what_trains_and_nothing_else(make: Make, steps: int, share: float) -> None:
+    trainer = make(steps_per_generation=steps, tasks="abcd")
+    counted = trainer._count(Collected([*ROWS, empty_row()]))
+    assert {name: float(value) for name, value in counted.items()} == {
+        "tokens": 8 * share,
+        "rows": 3 * share,
+        "steps": 4 * share,
+    }
 
 
 def test_rows_in_pieces_give_the_gradient_of_all_at_once(make: Make) -> None:

@@ -366,7 +366,6 @@ EVERY = [ours(t, level, beta=0.1) for t in LOSS_TYPES for level in ("token", "se
 def test_padding_changes_nothing(seed: int, rows: int, columns: int) -> None:
     """Rows and columns without a trained token, full of NaN, leave value and gradient as they were."""
     batch = random_batch(seed)
-    counts = batch_counts(batch["mask"])
     padded = {}
     for name in ("logps", "old", "ref", "entropies", "mask"):
         fill = 0 if name == "mask" else math.nan
