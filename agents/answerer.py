@@ -10,7 +10,7 @@ from langchain_core.messages import BaseMessage
 
 from memweave.agents.rendering import Profile, conversation
 from memweave.agents.replies import without_thinking
-from memweave.agents.roles import AnswerRequest, dated, one_line
+from memweave.agents.roles import AnswerRequest, numbered, one_line
 from memweave.errors import ModelReplyError
 from memweave.records import Record
 
@@ -33,11 +33,11 @@ class Answer(Record):
 def render_answer(request: AnswerRequest, profile: Profile = "full") -> list[BaseMessage]:
     """Return the messages that show the memories, a block per participant, and ask the question."""
     lines: list[str] = []
-    shown = list(enumerate(request.memories))
-    for speaker, block in groupby(shown, key=lambda pair: pair[1].speaker):
-        lines.append(f"Memories of {speaker}:" if speaker else "Memories:")
-        lines += [f"[{i}] {one_line(dated(memory))}" for i, memory in block]
-        lines.append("")
+    shown = 0
+    for speaker, group in groupby(request.memories, key=lambda memory: memory.speaker):
+        block = list(group)
+        lines += [f"Memories of {speaker}:" if speaker else "Memories:", numbered(block, shown), ""]
+        shown += len(block)
     if not shown:
         lines += ["Memories:", "(none)", ""]
     asked = f" (asked on {request.asked_at:%Y-%m-%d})" if request.asked_at else ""
@@ -59,5 +59,13 @@ def parse_answer_reply(reply: str, request: AnswerRequest) -> Answer:
     if not lines:
         raise ModelReplyError(f"There is nothing after {MARKER}")
     answer = one_line(lines[0] if markers else lines[-1])
-    quoted = (int(n) for group in _QUOTED.findall(text) for n in group.split(","))
+    quoted = [number for line in text.splitlines() for number in _numbers(line)]
     return Answer(text=answer, used=tuple(dict.fromkeys(n for n in quoted if n < len(request.memories))))
+
+
+def _numbers(line: str) -> list[int]:
+    """Return the numbers in brackets in a line; of a quotation, `- ... [3]`, only the last: the others are its text."""
+    found = list(_QUOTED.finditer(line))
+    if found and line.lstrip().startswith(("- ", "* ")) and not line[found[-1].end() :].strip(' \t.*"'):
+        found = found[-1:]
+    return [int(number) for match in found for number in match.group(1).split(",")]

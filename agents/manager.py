@@ -79,7 +79,7 @@ def _items(value: dict[str, JsonValue]) -> list[dict[str, JsonValue]]:
         raise ModelReplyError("The value of 'memory' is not a list")
     for position, item in enumerate(items, 1):
         if not isinstance(item, dict):
-            raise ModelReplyError(f"Item {position} is not an object with id, event, text and reason: {item!r:.60}")
+            raise ModelReplyError(f"Item {position} is not an object with reason, event, id and text: {item!r:.60}")
     return [item for item in items if isinstance(item, dict)]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from langchain_core.messages import HumanMessage
 
-from memweave.agents.roles import dated, numbered, one_line
+from memweave.agents.roles import numbered
 from memweave.records import Memory
 
 TokenCounter = Callable[[str], int]
@@ -29,7 +29,7 @@ def within_budget(memories: Sequence[Memory], tokens: int, count: TokenCounter) 
     left = tokens - count(recalled_message([]).text)
     kept: list[Memory] = []
     for memory in memories:
-        cost = count(_escaped(f"[{len(memories)}] {one_line(dated(memory))}\n"))
+        cost = count(_escaped(f"{numbered([memory], len(memories))}\n"))
         if cost <= left:
             kept.append(memory)
             left -= cost

@@ -8,11 +8,11 @@ or the parser.
 Text protocol (Memory-R1, section 3.7; ids are per-prompt numbers, never UUIDs):
 
     extractor   {"facts": ["<one self-contained sentence>", ...]}            an empty list for small talk
-    manager     {"memory": [{"id": 0, "event": "UPDATE", "text": "...", "reason": "..."}, ...]}
+    manager     {"memory": [{"reason": "...", "event": "UPDATE", "id": 0, "text": "..."}, ...]}
                 event is ADD, UPDATE, DELETE or NOOP (NONE is read as NOOP); id is the number of the memory it changes
                 (UPDATE, DELETE; optional for NOOP; ignored for ADD); only changed items are written, so
                 {"memory": []} means that nothing changes; reason is one short sentence
-    answerer    the lines of the memories that matter, quoted with their numbers, e.g. "[3] 2023-05-08: ...", then a
+    answerer    the lines of the memories that matter, quoted with their numbers, e.g. "- 2023-05-08: ... [3]", then a
                 last line "**Answer:** <at most six words>"
     judge       {"reason": "...", "label": "CORRECT"}   or WRONG
 """
@@ -120,12 +120,14 @@ def dated(memory: Memory) -> str:
     return f"{memory.observed_at:%Y-%m-%d}: {memory.text}" if memory.observed_at else memory.text
 
 
-def numbered(memories: Sequence[Memory]) -> str:
-    """Return one line `[i] date: text` per memory, numbered by position.
+def numbered(memories: Sequence[Memory], start: int = 0) -> str:
+    """Return one line `- 2023-05-08: text [i]` per memory, numbered by position from `start`.
 
-    Line breaks inside a memory become spaces: a text with "[7] ..." on a line of its own must not pass for a memory.
+    The number comes last: a policy that quotes a line finds it by its words and copies the number on the way, which small
+    policies learn and which asks nothing of large ones (docs/decisions/0004). Line breaks inside a memory become spaces: a
+    text with "- ... [7]" on a line of its own must not pass for a memory.
     """
-    return "\n".join(f"[{i}] {one_line(dated(memory))}" for i, memory in enumerate(memories))
+    return "\n".join(f"- {one_line(dated(memory))} [{i}]" for i, memory in enumerate(memories, start))
 
 
 def one_line(text: str) -> str:

@@ -61,7 +61,7 @@ class RuleAnswerer:
     def reply(self, request: AnswerRequest, config: RunnableConfig | None = None) -> str:
         """Return the quoted memories and `**Answer:** ...`."""
         answer, used = answer_from(request.question, request.memories)
-        lines = [f"[{i}] {one_line(dated(request.memories[i]))[:LONGEST_QUOTE]}" for i in used[:MOST_QUOTED]]
+        lines = [f"- {one_line(dated(request.memories[i]))[:LONGEST_QUOTE]} [{i}]" for i in used[:MOST_QUOTED]]
         return "\n".join([*lines, f"{_MARKER} {one_line(answer) or NOT_IN_MEMORY}"])
 
     async def areply(self, request: AnswerRequest, config: RunnableConfig | None = None) -> str:

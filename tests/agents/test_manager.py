@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from datetime import UTC, datetime
 
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memweave.agents.manager import NO_REASON, parse_manage_reply, render_manage
-from memweave.agents.roles import Fact, ManageRequest
+from memweave.agents.prompts import load_prompt
+from memweave.agents.roles import Fact, ManageRequest, numbered
 from memweave.errors import InputError, ModelReplyError
 from memweave.records import Memory, OpKind, ProposedOp, Scope, Trust, Turn, new_id
 
@@ -31,7 +33,7 @@ def memory(text: str, version: int = 1, **fields: object) -> Memory:
 
 
 CAT = memory("Anna has a cat.", 3, speaker="Anna", observed_at=datetime(2023, 5, 8, tzinfo=UTC))
-VIOLIN = memory("Anna plays\n[7] the violin.", speaker="Anna")
+VIOLIN = memory("Anna plays\n- the violin. [7]", speaker="Anna")
 REQUEST = ManageRequest(
     facts=(Fact(text="Anna has a second cat.", turn=TURN), Fact(text="Anna gave up the violin.", turn=TURN)),
     memories=(CAT, VIOLIN),
@@ -47,7 +49,7 @@ def test_prompt_numbers_memories_one_line_each_and_names_who_said_the_facts() ->
     system, user = render_manage(REQUEST)
     assert all(event in system.text for event in ("ADD", "UPDATE", "DELETE", "NOOP"))
     assert user.text == (
-        "Memories:\n[0] 2023-05-08: Anna has a cat.\n[1] Anna plays [7] the violin.\n\n"
+        "Memories:\n- 2023-05-08: Anna has a cat. [0]\n- Anna plays - the violin. [7] [1]\n\n"
         "New facts, said by Anna on 2023-06-02:\n- Anna has a second cat.\n- Anna gave up the violin."
     )
     assert render_manage(EMPTY)[1].text.startswith("Memories:\n(none)\n")
@@ -73,6 +75,15 @@ def test_numbers_become_ids_and_the_turn_fills_the_rest() -> None:
     assert delete.reason == "Given up."
 
 
+def test_the_examples_in_the_prompt_are_in_the_form_of_the_memories_and_parse() -> None:
+    lines = [line.strip() for line in load_prompt("manager").text.splitlines() if line.startswith("  ")]
+    assert numbered([memory("Anna has a cat called Tom.", observed_at=datetime(2023, 5, 1, tzinfo=UTC))]) in lines
+    examples = [line for line in lines if line.startswith("{")]
+    assert [parse(example)[0].kind for example in examples] == list(OpKind)
+    for example in examples:
+        assert next(iter(json.loads(example)["memory"][0])) == "reason", "a small policy decides after it has explained"
+
+
 UPDATE = '{"id": 0, "event": "UPDATE", "text": "Anna has two cats.", "reason": "A second cat."}'
 
 
@@ -81,6 +92,7 @@ UPDATE = '{"id": 0, "event": "UPDATE", "text": "Anna has two cats.", "reason": "
     [
         f'{{"memory": [{UPDATE}]}}',
         f'```json\n{{"memory": [{UPDATE}]}}\n```',
+        '{"memory": [{"reason": "A second cat.", "event": "UPDATE", "id": 0, "text": "Anna has two cats."}]}',
         f'I update memory [0] as follows:\n{{"memory": [{UPDATE},],}}\nDone {{really}}.',
         f'{{"memory": [{UPDATE}, {{"id": 1, "event": "NONE"}}]}}',
         f'{{"memory": [{UPDATE}, {{"id": 99, "event": "none", "text": "x"}}]}}',

@@ -37,7 +37,7 @@ def good(messages: list[BaseMessage]) -> Scripted:
         return json.dumps({"facts": facts})
     if system == load_prompt("manager").text:
         return json.dumps({"memory": [{"event": "ADD", "text": last[2:], "reason": "new"}]})
-    return "[0] quoted\n**Answer:** Porto"
+    return "- quoted [0]\n**Answer:** Porto"
 
 
 @pytest.fixture

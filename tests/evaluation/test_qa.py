@@ -27,7 +27,7 @@ from tests.evaluation.samples import write_hotpotqa, write_locomo
 pytestmark = pytest.mark.anyio
 
 ANSWERS = {
-    "Which breed is Pepper the dog?": "[0] adopted\n**Answer:** a whippet",
+    "Which breed is Pepper the dog?": "- adopted [0]\n**Answer:** a whippet",
     "What does Ben play?": "**Answer:** the cello",
     "Is Ben musical?": "I cannot say.\n**Answer:** no",
     "Where does Ben work?": "**Answer:** Radio Weser",

@@ -30,7 +30,7 @@ def extract_all(messages: list[BaseMessage]) -> str:
 
 def add_all(messages: list[BaseMessage]) -> str:
     """Reply with an ADD for every fact."""
-    facts = [line[2:] for line in messages[1].text.splitlines() if line.startswith("- ")]
+    facts = [line[2:] for line in messages[1].text.partition("New facts")[2].splitlines() if line.startswith("- ")]
     return json.dumps({"memory": [{"event": "ADD", "text": fact, "reason": "It is new."} for fact in facts]})
 
 
@@ -65,7 +65,7 @@ def brain() -> Callable[..., ScriptedChatModel]:
         defaults: dict[str, Reply] = {
             "extractor": extract_all,
             "manager": add_all,
-            "answerer": "[0] quoted\n**Answer:** tea",
+            "answerer": "- quoted [0]\n**Answer:** tea",
             "chat": "Hello!",
         }
         script = defaults | replies

@@ -65,7 +65,7 @@ class Quoter:
     def reply(self, request: AnswerRequest, config: RunnableConfig | None = None) -> str:
         if not request.memories:
             return "**Answer:** I do not know"
-        return f"[0] {request.memories[0].text}\n**Answer:** {request.memories[0].text}"
+        return f"- {request.memories[0].text} [0]\n**Answer:** {request.memories[0].text}"
 
     async def areply(self, request: AnswerRequest, config: RunnableConfig | None = None) -> str:
         return self.reply(request, config)
@@ -176,7 +176,7 @@ def test_what_could_not_be_remembered_is_told_and_tried_again_with_the_next_mess
 
 
 def brain_add(messages: list[BaseMessage]) -> str:
-    facts = [line[2:] for line in messages[1].text.splitlines() if line.startswith("- ")]
+    facts = [line[2:] for line in messages[1].text.partition("New facts")[2].splitlines() if line.startswith("- ")]
     return json.dumps({"memory": [{"event": "ADD", "text": fact, "reason": "new"} for fact in facts]})
 
 

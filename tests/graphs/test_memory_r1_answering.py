@@ -46,7 +46,7 @@ def test_thirty_memories_per_participant_in_blocks_oldest_first(
     add(bank, scope, 40, "Anna")
     add(bank, scope, 35, None)
     add(bank, scope.model_copy(update={"user": "ben"}), 5, "Anna")
-    model = brain(answerer="[31] Anna ...\n[0] ...\n**Answer:** tea")
+    model = brain(answerer="- Anna ... [31]\n- ... [0]\n**Answer:** tea")
     output = run(create_answering_graph(bank, model=model), {"question": "Who drinks tea?"}, **to(scope))
 
     shown = output["memories"]
@@ -58,9 +58,9 @@ def test_thirty_memories_per_participant_in_blocks_oldest_first(
     assert (output["answer"], output["error"]) == ("tea", None)
     assert output["used"] == [shown[31], shown[0]]
     prompt = calls(model, "answerer")[0][1].text
-    assert prompt.startswith(f"Memories of Anna:\n[0] {shown[0].observed_at:%Y-%m-%d}: {shown[0].text}\n")
-    assert "\nMemories of Ben:\n[30] " in prompt
-    assert "\nMemories:\n[60] " in prompt
+    assert prompt.startswith(f"Memories of Anna:\n- {shown[0].observed_at:%Y-%m-%d}: {shown[0].text} [0]\n")
+    for heading, first in (("Memories of Ben:", 30), ("Memories:", 60)):
+        assert f"\n{heading}\n- {shown[first].observed_at:%Y-%m-%d}: {shown[first].text} [{first}]\n" in prompt
     assert prompt.endswith("Question: Who drinks tea?")
 
 

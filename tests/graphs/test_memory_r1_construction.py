@@ -64,7 +64,7 @@ def replies(*ops: dict[str, object]) -> str:
 
 
 def number_of(messages: list[BaseMessage], text: str) -> int:
-    found = re.search(rf"\[(\d+)\] .*{re.escape(text)}", messages[1].text)
+    found = re.search(rf"^- .*{re.escape(text)}.* \[(\d+)\]$", messages[1].text, re.MULTILINE)
     assert found, f"{text!r} was not shown:\n{messages[1].text}"
     return int(found.group(1))
 

@@ -61,11 +61,11 @@ def reply(messages: list[dict[str, str]]) -> str:
         said = user.splitlines()[-1].split(": ", 1)[1]
         return json.dumps({"facts": [] if said.endswith("?") else [said]})
     if system.startswith("You manage"):
-        facts = [line[2:] for line in user.splitlines() if line.startswith("- ")]
+        facts = [line[2:] for line in user.partition("New facts")[2].splitlines() if line.startswith("- ")]
         return json.dumps({"memory": [{"event": "ADD", "text": fact, "reason": "It is new."} for fact in facts]})
     if system.startswith("You answer"):
-        memories = [line for line in user.splitlines() if line.startswith("[0] ")]
-        return f"{memories[0]}\n**Answer:** {memories[0][4:]}" if memories else "**Answer:** nobody said"
+        memories = [line for line in user.splitlines() if line.startswith("- ") and line.endswith(" [0]")]
+        return f"{memories[0]}\n**Answer:** {memories[0][2:-4]}" if memories else "**Answer:** nobody said"
     return "I see."
 
 

@@ -42,10 +42,10 @@ def brain(messages: list[BaseMessage]) -> str:
     if system.startswith("You read one turn"):
         return json.dumps({"facts": [body.splitlines()[-1].split(": ", 1)[1]]})
     if system.startswith("You manage"):
-        fact = next(line[2:] for line in body.splitlines() if line.startswith("- "))
+        fact = next(line[2:] for line in body.partition("New facts")[2].splitlines() if line.startswith("- "))
         event = {"event": "ADD"} if "(none)" in body else {"event": "UPDATE", "id": 0}
         return json.dumps({"memory": [{**event, "text": fact, "reason": "said"}]})
-    return "[0] quoted\n**Answer:** Rome"
+    return "- quoted [0]\n**Answer:** Rome"
 
 
 def say(bank: MemoryBank, scope: Scope, *texts: str) -> None:

@@ -43,8 +43,9 @@ def remember(messages: list[BaseMessage]) -> str:
     """Extract each turn as one fact, then add it, so that it depends on the number of memories that were shown."""
     if messages[0].text.startswith("You read one turn"):
         return json.dumps({"facts": [messages[1].text.splitlines()[-1].split(": ", 1)[1]]})
-    shown = sum(line.startswith("[") for line in messages[1].text.splitlines())
-    fact = next(line[2:] for line in messages[1].text.splitlines() if line.startswith("- "))
+    memories, _, facts = messages[1].text.partition("New facts")
+    shown = sum(line.startswith("- ") for line in memories.splitlines())
+    fact = next(line[2:] for line in facts.splitlines() if line.startswith("- "))
     return json.dumps({"memory": [{"event": "ADD", "text": f"{fact} ({shown} known)", "reason": "It is new."}]})
 
 

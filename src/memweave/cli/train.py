@@ -55,6 +55,16 @@ def train(
         Path | None,
         typer.Option("--base", metavar="FOLDER", help="Base policy.  [default: a tiny one, in the data folder]"),
     ] = None,
+    partner: Annotated[
+        Path | None,
+        typer.Option(
+            "--partner", metavar="FOLDER", help="Policy of the role that is not trained.  [default: the base policy]"
+        ),
+    ] = None,
+    test_size: Annotated[
+        int | None,
+        typer.Option("--test-size", min=0, metavar="N", help="Tasks of the final test; 0: none.  [default: all]"),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FOLDER", help="Where the run goes.  [default: runs/RECIPE-ARM-sSEED]"),
@@ -87,9 +97,10 @@ def train(
         tasks_per_step=tasks,
         learning_rate=learning_rate,
         temperature=temperature,
+        test_size=test_size,
     )
     name = arm or next(iter(chosen.arms))
-    chosen.credit(name, settings.seed)  # an unknown arm is refused before anything is made
+    chosen.arm(name)  # an unknown arm is refused before anything is made
     folder = out or Path("runs") / f"{chosen.name}-{name}-s{settings.seed}"
     _check_folder(folder, resume=resume)
     need_training()
@@ -97,11 +108,12 @@ def train(
 
     data = Settings.load(home=home)
     if base is None:  # only the default is made; a name that was mistyped is an error
-        base = default_base(data.home)
+        base = default_base(data.home, chosen)
         ensure_base(base)
     place = Place(
         out=folder,
         base=base,
+        partner=partner,
         server_url=policy_server,
         api_key=data.model_api_key,
         resume=resume,

@@ -16,10 +16,11 @@ __all__ = ["Place", "Recipe", "RecipeResult", "TrainSettings", "find_recipe", "r
 
 def recipes() -> dict[str, Recipe]:
     """Return all recipes by name."""
+    from memweave.recipes.memory_r1.training import MEMORY_R1_ANSWERER, MEMORY_R1_MANAGER
     from memweave.recipes.token_class import TOKEN_CLASS
     from memweave.recipes.two_node import TWO_NODE
 
-    return {recipe.name: recipe for recipe in (TOKEN_CLASS, TWO_NODE)}
+    return {recipe.name: recipe for recipe in (MEMORY_R1_MANAGER, MEMORY_R1_ANSWERER, TOKEN_CLASS, TWO_NODE)}
 
 
 def find_recipe(name: str) -> Recipe:

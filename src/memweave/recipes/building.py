@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
-from memweave.recipes.recipe import Place, Recipe, TrainSettings
+from memweave.recipes.recipe import Arm, Place, Recipe, Stage, TrainSettings
 from memweave.serving import PolicyServer
 from memweave.serving.quiet import quiet
-from memweave.trainers.credit import Credit
 from memweave.trainers.grpo import TraceGRPOTrainer
 from memweave.trainers.grpo_config import TraceGRPOConfig
+from memweave.trainers.ppo import TracePPOConfig, TracePPOTrainer
 from memweave.trainers.rollouts import Rollouts
 
 if TYPE_CHECKING:
@@ -22,45 +22,46 @@ TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 
 def build_trainer(
+    arm: Arm,
     recipe: Recipe,
     settings: TrainSettings,
     place: Place,
+    stage: Stage,
     *,
     run: str,
-    credit: Credit,
     rollouts: Rollouts,
     server: PolicyServer,
 ) -> TraceGRPOTrainer:
-    """Return the trainer that `recipe` and `settings` describe."""
+    """Return the trainer that `arm` of `recipe` and `settings` describe."""
     episodes = settings.tasks_per_step * settings.group_size
-    args = TraceGRPOConfig(
-        output_dir=str(place.out / "checkpoints"),
-        run=run,
-        max_steps=settings.steps,
-        per_device_train_batch_size=episodes,
-        num_generations=settings.group_size,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="constant",
-        temperature=settings.temperature,
-        max_completion_length=max(recipe.max_tokens.values()),
-        loss_type=settings.loss_type,
-        beta=settings.beta,
-        seed=settings.seed,
-        save_steps=settings.save_every,
-        progress=not place.quiet,
-    )
+    common: dict[str, Any] = {
+        "output_dir": str(place.out / "checkpoints"),
+        "run": run,
+        "max_steps": settings.steps,
+        "per_device_train_batch_size": episodes,
+        "num_generations": settings.group_size,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": "constant",
+        "temperature": settings.temperature,
+        "max_completion_length": max(recipe.max_tokens.values()),
+        "actors": list(stage.actors) if stage.actors else None,
+        "loss_type": settings.loss_type,
+        "beta": settings.beta,
+        "seed": settings.seed,
+        "save_steps": settings.save_every,
+        "progress": not place.quiet,
+    }
     with quiet():
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             place.base, dtype="float32", local_files_only=True
         )
     rank = settings.lora_rank
     lora = rank and LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS, task_type="CAUSAL_LM")
+    config = lora or None
+    tasks = list(stage.train)
+    if arm.trainer == "ppo":
+        return TracePPOTrainer(model, tasks, rollouts, server, TracePPOConfig(**common), peft_config=config)
+    credit = arm.credit(settings.seed) if arm.credit else None
     return TraceGRPOTrainer(
-        model,
-        recipe.tasks("train", settings.tasks_per_step, settings.seed),
-        rollouts,
-        server,
-        args,
-        credit=credit,
-        peft_config=lora or None,
+        model, tasks, rollouts, server, TraceGRPOConfig(**common), credit=credit, peft_config=config
     )

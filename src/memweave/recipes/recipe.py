@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from memweave.errors import SettingsError
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+
     from langchain_core.language_models import BaseChatModel
     from langchain_core.runnables import Runnable
-    from pydantic import SecretStr
+    from pydantic import JsonValue, SecretStr
 
+    from memweave.memory_stores import MemoryBank
     from memweave.trainers.credit import Credit
     from memweave.trainers.rollouts import Reward, Task
 
@@ -25,6 +28,8 @@ ModelOf = Callable[[str], "BaseChatModel"]
 
 TRACES: Final = "traces.db"
 """File within a run's folder: its episodes."""
+POLICY: Final = "policy"
+"""Folder within a run's folder: the trained policy."""
 RUN_FILE: Final = "run.json"
 """File within a run's folder: what it was started with."""
 LEAST: Final = {
@@ -55,18 +60,20 @@ class TrainSettings:
     """Most episodes at a time."""
     eval_tasks: int = 8
     """Tasks of the evaluation before and after, `group_size` episodes each, at the temperature of training."""
+    test_size: int | None = None
+    """Tasks (of Memory-R1: dialogues) of the final evaluation; `None`: all of the recipe's test split, 0: none."""
     save_every: int = 20
     """Steps between checkpoints."""
 
     def changed(self, **given: object) -> TrainSettings:
         """Return these settings with what is given and not `None`. Raises `SettingsError` for an impossible value."""
         new = dataclasses.replace(self, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]  # the keys are this class's own
-        for field, least in LEAST.items():
-            if getattr(new, field) < least:
-                raise SettingsError(f"{field} = {getattr(new, field)} is too small: it must be at least {least}")
-        for field in ("learning_rate", "temperature"):
-            if not 0 < getattr(new, field) < math.inf:
-                raise SettingsError(f"{field} = {getattr(new, field)} must be a number above 0")
+        for name, least in LEAST.items():
+            if getattr(new, name) < least:
+                raise SettingsError(f"{name} = {getattr(new, name)} is too small: it must be at least {least}")
+        for name in ("learning_rate", "temperature"):
+            if not 0 < getattr(new, name) < math.inf:
+                raise SettingsError(f"{name} = {getattr(new, name)} must be a number above 0")
         return new
 
 
@@ -78,6 +85,8 @@ class Place:
     """Folder of checkpoints, traces, curves and the trained policy."""
     base: Path
     """Folder of the base policy; `ensure_base` makes the tiny one."""
+    partner: Path | None = None
+    """Folder of the policy that plays the role that is not trained; by default the base policy."""
     server_url: str | None = None
     """A vLLM server that serves `base`; without it the policy answers in this process."""
     api_key: SecretStr | None = None
@@ -92,27 +101,95 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """What one run is played on."""
+
+    graph: Runnable[Any, Any]
+    train: Sequence[Task]
+    held_out: Sequence[Task]
+    """Of the evaluation before and after, at the temperature of training."""
+    reward: Reward
+    bank: MemoryBank | None = None
+    """What episodes work on branches of."""
+    actors: tuple[str, ...] | None = None
+    """The roles that are trained; `None`: all."""
+    examples: Callable[[], Sequence[Sequence[Mapping[str, str]]]] | None = None
+    """Conversations for an arm that is trained on demonstrations."""
+    test: Callable[[], Mapping[str, JsonValue]] | None = None
+    """The final evaluation, of what is served when it is called; part of the result."""
+
+
+@dataclass(frozen=True)
+class Staging:
+    """What a recipe makes a stage from."""
+
+    arm: str
+    settings: TrainSettings
+    place: Place
+    model_of: ModelOf
+    """The chat model of a role at the temperature of training; that of a frozen role is greedy and never trained."""
+    model_at: Callable[[str, float], BaseChatModel]
+    """The same at a temperature of one's own."""
+    base_at: Callable[[str, float], BaseChatModel]
+    """The base policy in a role, at a temperature, whatever is published."""
+    open: ExitStack
+    """Whatever is entered here is closed at the end of the run."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the runs that a recipe's claim compares."""
+
+    credit: Callable[[int], Credit] | None = None
+    """Made with the seed; `None` for PPO, whose advantages come from a value head, and for demonstrations."""
+    trainer: Literal["grpo", "ppo", "sft"] = "grpo"
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A world, a graph and settings that fit together."""
 
     name: str
     summary: str
     """One line, for `memweave train --list`."""
-    graph: Callable[[ModelOf], Runnable[Any, Any]]
-    tasks: Callable[[str, int, int], Sequence[Task]]
-    """(split, number, seed) -> tasks; the same arguments give the same tasks."""
-    reward: Reward
-    arms: Mapping[str, Callable[[int], Credit]]
-    """Arm -> credit rule made with the seed; the first is the default."""
+    stage: Callable[[Staging], Stage]
+    arms: Mapping[str, Arm]
+    """The first is the default."""
     settings: TrainSettings
     max_tokens: Mapping[str, int]
     """Role -> most tokens of one reply."""
+    base: Literal["tiny", "dialog"] = "tiny"
+    """Which base policy it starts from by default: one with random weights, or the one that knows DialogWorld."""
+    trains: str | None = None
+    """The one role that is trained, when another one plays too and is frozen."""
 
-    def credit(self, arm: str, seed: int) -> Credit:
-        """Return the credit rule of `arm`. Raises `SettingsError` when the recipe has no such arm."""
-        if arm not in self.arms:
-            raise SettingsError(f"recipe {self.name} has no arm {arm!r}. There are: {', '.join(self.arms)}")
-        return self.arms[arm](seed)
+    @property
+    def partner_role(self) -> str:
+        """Return the role that is not trained."""
+        return next(role for role in self.max_tokens if role != self.trains)
+
+    def arm(self, name: str) -> Arm:
+        """Return the arm called `name`. Raises `SettingsError` when the recipe has none of that name."""
+        if name not in self.arms:
+            raise SettingsError(f"recipe {self.name} has no arm {name!r}. There are: {', '.join(self.arms)}")
+        return self.arms[name]
+
+
+def plain_stage(
+    graph: Callable[[ModelOf], Runnable[Any, Any]], tasks: Callable[[str, int, int], Sequence[Task]], reward: Reward
+) -> Callable[[Staging], Stage]:
+    """Return the stage of a recipe without memory. tasks: (split, number, seed) -> tasks, always the same."""
+
+    def stage(given: Staging) -> Stage:
+        settings = given.settings
+        return Stage(
+            graph=graph(given.model_of),
+            train=tasks("train", settings.tasks_per_step, settings.seed),
+            held_out=tasks("test", settings.eval_tasks, settings.seed),
+            reward=reward,
+        )
+
+    return stage
 
 
 @dataclass(frozen=True)
@@ -125,9 +202,9 @@ class RecipeResult:
     steps: int
     server: str
     """`local` or `vllm`."""
-    start: float
-    """Mean reward of the evaluation before the first step."""
-    end: float
+    start: float | None
+    """Mean reward of the evaluation before the first step; `None` for an arm that imitates."""
+    end: float | None
     """Mean reward of the evaluation after the last step, last weights."""
     rewards: Sequence[float | None]
     """Mean reward of the episodes of each step; `None` where no episode had one."""
@@ -145,6 +222,10 @@ class RecipeResult:
     settings: TrainSettings
     policy: Path
     """Folder of the trained policy."""
+    test: Mapping[str, JsonValue] = field(default_factory=dict)
+    """What the recipe's final evaluation found."""
+    frozen: Mapping[str, str] = field(default_factory=dict)
+    """Role -> hash of the weights that played it, the same before and after."""
 
     def payload(self) -> dict[str, object]:
         """Return this as one JSON object."""

@@ -17,14 +17,17 @@ MAY_CHANGE: Final = frozenset({"steps", "concurrency", "save_every"})
 """Settings that change nothing about a step: a run may go on for longer, faster, and save elsewhere."""
 
 
-def claim(folder: Path, *, recipe: str, arm: str, base: str, settings: TrainSettings) -> None:
+def claim(
+    folder: Path, *, recipe: str, arm: str, base: str, settings: TrainSettings, partner: str | None = None
+) -> None:
     """Write down what the run in `folder` is, or check that it is the one that was written down.
 
-    base: hash of the base policy's weights. Raises `SettingsError`, naming each difference, for another run;
+    base, partner: hashes of the weights of the base policy, and of the role that is not trained.
+    Raises `SettingsError`, naming each difference, for another run;
     `FormatError` for one of a newer version.
     """
     kept = {name: value for name, value in dataclasses.asdict(settings).items() if name not in MAY_CHANGE}
-    now = {"recipe": recipe, "arm": arm, "base": base, **kept}
+    now = {"recipe": recipe, "arm": arm, "base": base, "partner": partner, **kept}
     path = folder / RUN_FILE
     if path.exists():
         _compare(folder, _read(path), now)

@@ -8,13 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypedDict
 
-from memweave.errors import OperationError
-from memweave.recipes.recipe import TRACES, Place, Recipe, RecipeResult, TrainSettings
+import memweave
+from memweave.errors import OperationError, SettingsError
+from memweave.recipes.recipe import POLICY, TRACES, Arm, Place, Recipe, RecipeResult, Stage, Staging, TrainSettings
 from memweave.recipes.run_file import claim
 from memweave.serving import DEFAULT_ROLE, PolicyServer
-from memweave.serving.policy_folder import load_policy_folder
+from memweave.serving.policy_folder import PolicyFolder, load_policy_folder
+from memweave.serving.server import weights_version
 from memweave.tracing import Sampling, Trace, TraceStore
 from memweave.trainers.credit import Group
 from memweave.trainers.rollouts import Rollouts
@@ -22,59 +24,208 @@ from memweave.trainers.rollouts import Rollouts
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
 
-    from memweave.trainers.grpo import TraceGRPOTrainer
-
+DIALOG_BASE: Final = Path(memweave.__file__).parent / "policies" / "dialog-world"
+"""The base policy that knows DialogWorld; made by `memweave.recipes.memory_r1.pretraining`."""
 BASE_SEED: Final = 0
 """Of the tiny base policy: all runs of a recipe start from the same weights."""
+FROZEN: Final = "frozen"
+"""Role of the policy server that plays what is not trained."""
+BASE: Final = "base"
+"""Role that nothing is published for, so that the base policy plays it."""
+REPLY_SECONDS: Final = 600.0
+"""For one reply, waiting for its turn included."""
+EPISODE_SECONDS: Final = 900.0
+"""For one episode; a rollout over a whole dialogue shares the machine with many others."""
+EPISODE_STEPS: Final = 10_000
+"""LangGraph steps of one episode; the graphs have caps of their own."""
 
 
 def run_recipe(recipe: Recipe, settings: TrainSettings, place: Place, *, arm: str | None = None) -> RecipeResult:
     """Train as `recipe` says and return what came of it; everything made is under `place.out`.
 
     Raises `SettingsError` for an unknown arm, or a resumed run with other settings; `InputError` for a bad base policy;
-    `UnavailableError`, `ServerSetupError` when the policy server cannot be used.
+    `UnavailableError`, `ServerSetupError` when the policy server cannot be used; `OperationError` when weights that
+    should be frozen changed.
     """
     arm = arm or next(iter(recipe.arms))
-    credit = recipe.credit(arm, settings.seed)
+    chosen = recipe.arm(arm)
     run = f"{recipe.name}-{arm}-s{settings.seed}"
     base = load_policy_folder(place.base)
+    partner = partner_version(recipe, place, base)
     with ExitStack() as opened:
         server = opened.enter_context(open_server(place))
         place.out.mkdir(parents=True, exist_ok=True)
-        claim(place.out, recipe=recipe.name, arm=arm, base=base.version, settings=settings)
-        store = opened.enter_context(TraceStore(place.out / TRACES))
-        graph = recipe.graph(lambda role: _model(recipe, settings, server, role))
-        rollouts = opened.enter_context(Rollouts(graph, recipe.reward, concurrency=settings.concurrency, store=store))
-        start = _evaluate(recipe, settings, place, server, rollouts, f"{run}-before", step=0)
-        from memweave.recipes.building import build_trainer
+        claim(place.out, recipe=recipe.name, arm=arm, base=base.version, partner=partner, settings=settings)
+        if place.partner is not None:
+            server.publish(place.partner, run="partner", role=FROZEN)
+        stage = recipe.stage(_staging(recipe, arm, settings, place, server, opened))
+        if chosen.trainer == "sft":
+            learned = _imitate(recipe, settings, place, server, stage, run)
+        else:
+            learned = _learn(chosen, recipe, settings, place, server, stage, run, opened)
+        test = dict(stage.test()) if stage.test else {}
+        _check_frozen(recipe, place, server, partner)
+        published = server.current()
+        return RecipeResult(
+            recipe=recipe.name,
+            arm=arm,
+            seed=settings.seed,
+            steps=settings.steps,
+            server="vllm" if place.server_url else "local",
+            policy_version=published.version if published else "base",
+            settings=settings,
+            policy=place.out / POLICY,
+            test=test,
+            frozen={} if partner is None else {recipe.partner_role: partner},
+            **learned,
+        )
 
-        trainer = build_trainer(recipe, settings, place, run=run, credit=credit, rollouts=rollouts, server=server)
-        began = time.perf_counter()
-        trainer.train(resume_from_checkpoint=_checkpoint(place))
-        seconds = time.perf_counter() - began
-        trainer.publish()
-        end = _evaluate(recipe, settings, place, server, rollouts, f"{run}-after", step=trainer.state.global_step)
-        policy = place.out / "policy"
-        trainer.save_policy(policy)
-        return _result(recipe, settings, place, arm, run, store, server, trainer, (start, end), seconds, policy)
+
+class _Learned(TypedDict):
+    """The part of a result that says how the training went."""
+
+    start: float | None
+    end: float | None
+    rewards: list[float | None]
+    parts: Mapping[str, Sequence[float]]
+    seconds: float
+    episodes: int
+    generated_tokens: int
+    excluded: int
+    logprob_difference: float | None
 
 
-def _evaluate(
+def _staging(
+    recipe: Recipe, arm: str, settings: TrainSettings, place: Place, server: PolicyServer, opened: ExitStack
+) -> Staging:
+    def model(role: str, temperature: float) -> BaseChatModel:
+        frozen = recipe.trains not in (None, role)
+        sampling = Sampling(
+            temperature=0.0 if frozen else temperature, max_tokens=recipe.max_tokens[role], seed=settings.seed
+        )
+        return server.chat_model(FROZEN if frozen else DEFAULT_ROLE, sampling=sampling, timeout=REPLY_SECONDS)
+
+    def base(role: str, temperature: float) -> BaseChatModel:
+        sampling = Sampling(temperature=temperature, max_tokens=recipe.max_tokens[role], seed=settings.seed)
+        return server.chat_model(BASE, sampling=sampling, timeout=REPLY_SECONDS)
+
+    return Staging(
+        arm=arm,
+        settings=settings,
+        place=place,
+        model_of=lambda role: model(role, settings.temperature),
+        model_at=model,
+        base_at=base,
+        open=opened,
+    )
+
+
+def _learn(
+    arm: Arm,
     recipe: Recipe,
     settings: TrainSettings,
     place: Place,
     server: PolicyServer,
+    stage: Stage,
+    run: str,
+    opened: ExitStack,
+) -> _Learned:
+    """Train from episodes: evaluate, train, evaluate."""
+    store = opened.enter_context(TraceStore(place.out / TRACES))
+    rollouts = opened.enter_context(
+        Rollouts(
+            stage.graph,
+            stage.reward,
+            concurrency=settings.concurrency,
+            store=store,
+            bank=stage.bank,
+            timeout=EPISODE_SECONDS,
+            recursion_limit=EPISODE_STEPS,
+        )
+    )
+    start = _evaluate(settings, place, server, rollouts, stage, f"{run}-before", step=0)
+    from memweave.recipes.building import build_trainer
+
+    trainer = build_trainer(arm, recipe, settings, place, stage, run=run, rollouts=rollouts, server=server)
+    began = time.perf_counter()
+    trainer.train(resume_from_checkpoint=_checkpoint(place))
+    seconds = time.perf_counter() - began
+    trainer.publish()
+    end = _evaluate(settings, place, server, rollouts, stage, f"{run}-after", step=trainer.state.global_step)
+    trainer.save_policy(place.out / POLICY)
+    steps = _by_step(store, run, settings.steps)
+    everything = [trace for step in steps for trace in step]
+    differences = [
+        entry["sampling/logp_difference_max"]
+        for entry in trainer.state.log_history
+        if "sampling/logp_difference_max" in entry
+    ]
+    return _Learned(
+        start=start,
+        end=end,
+        rewards=[fmean(values) if (values := _scores(step)) else None for step in steps],
+        parts=_parts(steps),
+        seconds=seconds,
+        episodes=len(everything),
+        generated_tokens=sum(len(g.token_ids or ()) for trace in everything for g in trace.generations),
+        excluded=sum(trace.score is None for trace in everything),
+        logprob_difference=max(differences, default=None),
+    )
+
+
+def _imitate(
+    recipe: Recipe, settings: TrainSettings, place: Place, server: PolicyServer, stage: Stage, run: str
+) -> _Learned:
+    """Train on demonstrations, and publish what came of it."""
+    if stage.examples is None:
+        raise SettingsError(f"recipe {recipe.name} has no demonstrations to imitate")
+    if place.server_url is not None:
+        raise SettingsError(
+            "an arm that imitates trains all weights, which a vLLM server cannot take over; run it in-process"
+        )
+    from memweave.trainers.sft import SFTSettings, demonstrations, train_sft
+
+    conversations = stage.examples()
+    examples = demonstrations(conversations, load_policy_folder(place.base).tokenizer())
+    place.say(f"imitating {len(examples)} demonstrations")
+    made = train_sft(
+        place.base,
+        examples,
+        place.out / POLICY,
+        SFTSettings(
+            steps=settings.steps,
+            batch_size=settings.tasks_per_step * settings.group_size,
+            learning_rate=settings.learning_rate,
+            lora_rank=settings.lora_rank,
+            seed=settings.seed,
+            save_every=settings.save_every,
+        ),
+        resume=place.resume,
+    )
+    server.publish(made.policy, run=run, role=DEFAULT_ROLE)
+    return _Learned(
+        start=None, end=None, rewards=[], parts={}, seconds=made.seconds, episodes=0, generated_tokens=0, excluded=0,
+        logprob_difference=None,
+    )  # fmt: skip
+
+
+def _evaluate(
+    settings: TrainSettings,
+    place: Place,
+    server: PolicyServer,
     rollouts: Rollouts,
+    stage: Stage,
     run: str,
     *,
     step: int,
 ) -> float:
     """Return the mean reward on held-out tasks, of the weights that are served now. What is stored is not run again."""
-    tasks = recipe.tasks("test", settings.eval_tasks, settings.seed)
     published = server.current()
-    place.say(f"evaluating {published.name if published else 'the base policy'} on {len(tasks)} held-out tasks")
+    place.say(
+        f"evaluating {published.name if published else 'the base policy'} on {len(stage.held_out)} held-out tasks"
+    )
     groups = rollouts.run(
-        tasks,
+        stage.held_out,
         group_size=settings.group_size,
         run=run,
         iteration=step,
@@ -86,8 +237,39 @@ def _evaluate(
     return mean
 
 
-def default_base(home: Path) -> Path:
-    """Return where the tiny base policy of a data folder is kept."""
+def partner_version(recipe: Recipe, place: Place, base: PolicyFolder) -> str | None:
+    """Return the hash of the weights that play the role that is not trained; `None` when there is no such role.
+
+    Raises `SettingsError` for a partner of a recipe that has no use for one.
+    """
+    if recipe.trains is None:
+        if place.partner is not None:
+            raise SettingsError(f"recipe {recipe.name} has one role only; it takes no partner")
+        return None
+    return base.version if place.partner is None else weights_version(place.partner)
+
+
+def _check_frozen(recipe: Recipe, place: Place, server: PolicyServer, version: str | None) -> None:
+    """Raise `OperationError` unless the partner is served, and lies on disk, with the weights it had at the start."""
+    if version is None:
+        return
+    served = server.current(FROZEN)
+    now = {
+        "served": served.version if served else load_policy_folder(server.base).version,
+        "on disk": weights_version(place.partner) if place.partner else load_policy_folder(place.base).version,
+    }
+    changed = [f"{where}: {other}" for where, other in now.items() if other != version]
+    if changed:
+        raise OperationError(
+            f"the {recipe.partner_role} should have been frozen at {version}, but it changed ({', '.join(changed)}). "
+            "The result says nothing; run it again with a policy folder that nobody writes to"
+        )
+
+
+def default_base(home: Path, recipe: Recipe | None = None) -> Path:
+    """Return the base policy of a recipe: the one of the package, or the tiny one, which a data folder keeps."""
+    if recipe is not None and recipe.base == "dialog":
+        return DIALOG_BASE
     return home / "policies" / "tiny"
 
 
@@ -128,11 +310,6 @@ def open_server(place: Place) -> Iterator[PolicyServer]:
         yield vllm
 
 
-def _model(recipe: Recipe, settings: TrainSettings, server: PolicyServer, role: str) -> BaseChatModel:
-    sampling = Sampling(temperature=settings.temperature, max_tokens=recipe.max_tokens[role], seed=settings.seed)
-    return server.chat_model(DEFAULT_ROLE, sampling=sampling)
-
-
 def _checkpoint(place: Place) -> bool:
     """Return whether there is a complete checkpoint to resume from. Without one, a run starts over with what is stored."""
     from memweave.trainers.resume import last_checkpoint
@@ -149,48 +326,6 @@ def _mean(groups: Sequence[Group], what: str) -> float:
     if not scores:
         raise OperationError(f"the {what} scored no episode; `memweave traces list` shows how they ended")
     return fmean(scores)
-
-
-def _result(
-    recipe: Recipe,
-    settings: TrainSettings,
-    place: Place,
-    arm: str,
-    run: str,
-    store: TraceStore,
-    server: PolicyServer,
-    trainer: TraceGRPOTrainer,
-    scores: tuple[float, float],
-    seconds: float,
-    policy: Path,
-) -> RecipeResult:
-    steps = _by_step(store, run, settings.steps)
-    published = server.current()
-    differences = [
-        entry["sampling/logp_difference_max"]
-        for entry in trainer.state.log_history
-        if "sampling/logp_difference_max" in entry
-    ]
-    everything = [trace for step in steps for trace in step]
-    return RecipeResult(
-        recipe=recipe.name,
-        arm=arm,
-        seed=settings.seed,
-        steps=settings.steps,
-        server="vllm" if place.server_url else "local",
-        start=scores[0],
-        end=scores[1],
-        rewards=[fmean(values) if (values := _scores(step)) else None for step in steps],
-        parts=_parts(steps),
-        seconds=seconds,
-        episodes=len(everything),
-        generated_tokens=sum(len(g.token_ids or ()) for trace in everything for g in trace.generations),
-        excluded=sum(trace.score is None for trace in everything),
-        logprob_difference=max(differences, default=None),
-        policy_version=published.version if published else "base",
-        settings=settings,
-        policy=policy,
-    )
 
 
 def _by_step(store: TraceStore, run: str, count: int) -> list[list[Trace]]:

@@ -13,7 +13,7 @@ from langchain_core.messages import HumanMessage
 from langchain_core.runnables import Runnable
 from langgraph.graph import END, START, StateGraph
 
-from memweave.recipes.recipe import ModelOf, Recipe, TrainSettings
+from memweave.recipes.recipe import Arm, ModelOf, Recipe, TrainSettings, plain_stage
 from memweave.tracing import Score, Trace
 from memweave.trainers.credit import broadcast, shuffled
 from memweave.trainers.rollouts import Task
@@ -69,12 +69,10 @@ def reward(task: Task, output: object, trace: Trace) -> Score:
 TOKEN_CLASS = Recipe(
     name="token-class",
     summary="reward for a class of tokens: shows that traces, credit and trainer learn (minutes on a CPU)",
-    graph=build,
-    tasks=tasks,
-    reward=reward,
+    stage=plain_stage(build, tasks, reward),
     arms={
-        "grpo": lambda seed: broadcast(),
-        "shuffled": lambda seed: shuffled(broadcast(), seed),
+        "grpo": Arm(lambda seed: broadcast()),
+        "shuffled": Arm(lambda seed: shuffled(broadcast(), seed)),
     },
     settings=TrainSettings(),
     max_tokens={"policy": 16},

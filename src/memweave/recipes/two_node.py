@@ -14,7 +14,7 @@ from langchain_core.messages import HumanMessage
 from langchain_core.runnables import Runnable
 from langgraph.graph import END, START, StateGraph
 
-from memweave.recipes.recipe import ModelOf, Recipe, TrainSettings
+from memweave.recipes.recipe import Arm, ModelOf, Recipe, TrainSettings, plain_stage
 from memweave.recipes.token_class import in_class
 from memweave.recipes.token_class import tasks as prompts
 from memweave.tracing import Score, Trace
@@ -63,12 +63,10 @@ def reward(task: Task, output: object, trace: Trace) -> Score:
 TWO_NODE = Recipe(
     name="two-node",
     summary="two nodes of which one matters: credit per role against broadcast (minutes on a CPU)",
-    graph=build,
-    tasks=tasks,
-    reward=reward,
+    stage=plain_stage(build, tasks, reward),
     arms={
-        "per-role": lambda seed: per_role(),
-        "broadcast": lambda seed: broadcast(),
+        "per-role": Arm(lambda seed: per_role()),
+        "broadcast": Arm(lambda seed: broadcast()),
     },
     settings=TrainSettings(steps=24),
     max_tokens={"chooser": 2, "narrator": 24},

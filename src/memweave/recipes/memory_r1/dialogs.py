@@ -1,0 +1,238 @@
+"""DialogWorld as training material: temporal banks, tasks, reward, and the evaluation on whole dialogues.
+
+Sizes, and where they come from, are in docs/memory-r1.md. Reward and evaluation are one function, `score` of the world.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+from memweave.agents.llm import PolicyLike
+from memweave.agents.roles import AnswerRequest, ManageRequest
+from memweave.errors import InputError
+from memweave.graphs.memory_r1_episode import EpisodeGraph, create_episode_graph
+from memweave.memory_stores import MemoryBank, open_bank
+from memweave.recipes.memory_r1 import players
+from memweave.records import OpKind, ProposedOp, Scope, Turn
+from memweave.tracing import Score, Trace
+from memweave.trainers.rollouts import Task
+from memweave.worlds.dialog_world import Dialogue, DialogWorld, Question, score
+
+BUDGET: Final = 6
+"""Memories that the answerer sees: half of them of each speaker."""
+BUDGETS: Final = (6, 12, 60)
+TOP_K: Final = 5
+"""Memories that the manager sees per fact."""
+WINDOW: Final = 50
+"""Turns before the present one from which a temporal bank is built (specification, 2.8; its appendix: 24)."""
+GOLD: Final = "gold"
+
+
+def episode_graph(
+    world: DialogWorld,
+    manager: PolicyLike[ManageRequest],
+    answerer: PolicyLike[AnswerRequest],
+    *,
+    budget: int = BUDGET,
+) -> EpisodeGraph:
+    """Return the episode graph of the world. It runs on the bank in use (`use_bank`, or that of `Rollouts`)."""
+    return create_episode_graph(
+        _no_bank, extractor=players.extractor(world), manager=manager, answerer=answerer, top_k=TOP_K,
+        history_window=0, per_participant=per_participant(budget), max_attempts=1,
+    )  # fmt: skip
+
+
+def per_participant(budget: int) -> int:
+    """Return the memories per speaker of a budget. Raises `InputError` for less than one."""
+    if budget < 2:
+        raise InputError(f"budget {budget}: the answerer sees memories of two speakers, so give 2 or more")
+    return budget // 2
+
+
+def _no_bank() -> MemoryBank:
+    raise InputError("the episode graph has no bank of its own; run it inside use_bank(...), or give Rollouts a bank")
+
+
+@contextmanager
+def scratch_bank() -> Iterator[MemoryBank]:
+    """Open an empty bank that is gone afterwards. Hashed words find what DialogWorld asks for, and cost no encoder."""
+    with TemporaryDirectory(prefix="memweave-dialogs-") as folder, open_bank(folder, embedding="hashing") as bank:
+        yield bank
+
+
+# tasks
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Tasks and the memories that their episodes start with, by user."""
+
+    tasks: tuple[Task, ...]
+    memories: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+    """User -> (speaker, text), the oldest first."""
+
+    def fill(self, bank: MemoryBank) -> None:
+        """Write the memories into `bank`."""
+        for user, memories in self.memories.items():
+            ops = [
+                ProposedOp(
+                    kind=OpKind.ADD, text=text, speaker=speaker, actor="temporal-bank", reason="built beforehand"
+                )
+                for speaker, text in memories
+            ]
+            if ops:
+                bank.apply(ops, scope=Scope(user=user))
+
+
+def manager_turns(world: DialogWorld, dialogues: Iterable[Dialogue], window: int = WINDOW) -> Prepared:
+    """Return one single-turn task per turn that a question is linked to (specification, 2.8, algorithm 1; B2, B7).
+
+    The bank of a task is what a perfect manager makes of the `window` turns before (the paper asks GPT-4o-mini). Turns from
+    which the extractor finds nothing are left out: there is nothing to decide.
+    """
+    tasks, memories = [], {}
+    for dialogue in dialogues:
+        for position, turn in enumerate(dialogue.turns):
+            linked = dialogue.linked(position)
+            if not linked or not world.extract(turn):
+                continue
+            user = f"{dialogue.id}@{position}"
+            tasks.append(_task(user, [turn], linked))
+            memories[user] = temporal_bank(world, dialogue.turns[max(0, position - window) : position])
+    return Prepared(tuple(tasks), memories)
+
+
+def temporal_bank(world: DialogWorld, turns: Sequence[Turn]) -> list[tuple[str, str]]:
+    """Return (speaker, text) of the memories that a perfect manager makes of `turns`, the oldest first per speaker."""
+    banks: dict[str, list[str]] = {}
+    for turn in turns:
+        if facts := world.extract(turn):
+            banks[turn.speaker] = players.replay(banks.get(turn.speaker, []), facts)
+    return [(speaker, text) for speaker, texts in banks.items() for text in texts]
+
+
+def whole_dialogues(dialogues: Iterable[Dialogue]) -> Prepared:
+    """Return one task per dialogue: all turns on an empty bank, then all questions (specification, algorithm 5)."""
+    return Prepared(tuple(_task(dialogue.id, dialogue.turns, dialogue.questions) for dialogue in dialogues))
+
+
+def questions(dialogues: Iterable[Dialogue]) -> Prepared:
+    """Return one task per question, on the banks that a manager left (specification, algorithm 2)."""
+    tasks = [
+        Task(
+            id=question.id,
+            input={"turns": [], "questions": [question.text]},
+            context={"user": dialogue.id},
+            metadata={GOLD: [question.gold]},
+        )
+        for dialogue in dialogues
+        for question in dialogue.questions
+    ]
+    return Prepared(tuple(tasks))
+
+
+def _task(user: str, turns: Sequence[Turn], asked: Sequence[Question]) -> Task:
+    return Task(
+        id=user,
+        input={"turns": list(turns), "questions": [question.text for question in asked]},
+        context={"user": user},
+        metadata={GOLD: [question.gold for question in asked]},
+    )
+
+
+def reward(task: Task, output: Any, trace: Trace) -> Score:
+    """Return the mean exact match of the answers (specification, equations 4 and 7; several questions: B7)."""
+    gold = task.metadata[GOLD]
+    assert isinstance(gold, list)
+    return Score(value=fmean(score(str(one), answer) for one, answer in zip(gold, output["answers"], strict=True)))
+
+
+# evaluation
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Answers to the questions of dialogues, right or wrong."""
+
+    right: Mapping[str, str]
+    """Dialogue -> one `1` or `0` per question."""
+    bank_size: float
+    """Memories per dialogue, mean."""
+    failed_turns: int
+    """Turns whose reply could not be used; they changed nothing."""
+
+    @property
+    def score(self) -> float:
+        """Return the share of right answers."""
+        return fmean(float(mark) for marks in self.right.values() for mark in marks)
+
+
+def construct(
+    bank: MemoryBank,
+    world: DialogWorld,
+    dialogues: Sequence[Dialogue],
+    manager: PolicyLike[ManageRequest],
+    *,
+    concurrency: int = 64,
+) -> int:
+    """Let `manager` remember the dialogues, each as a user of its own; return the turns that failed."""
+    graph = episode_graph(world, manager, players.ANSWERERS["oracle"])
+    outputs = _run(
+        graph, bank, [{"turns": dialogue.turns, "questions": []} for dialogue in dialogues], dialogues, concurrency
+    )
+    return sum(len(output["failed"]) for output in outputs)
+
+
+def ask(
+    bank: MemoryBank,
+    world: DialogWorld,
+    dialogues: Sequence[Dialogue],
+    answerer: PolicyLike[AnswerRequest],
+    *,
+    budget: int = BUDGET,
+    failed_turns: int = 0,
+    concurrency: int = 16,
+) -> Outcome:
+    """Ask all questions of the dialogues, whose memories are in `bank`."""
+    graph = episode_graph(world, players.MANAGERS["always-noop"], answerer, budget=budget)
+    inputs = [{"turns": [], "questions": [question.text for question in each.questions]} for each in dialogues]
+    outputs = _run(graph, bank, inputs, dialogues, concurrency)
+    right = {
+        each.id: "".join(
+            str(int(score(question.gold, answer)))
+            for question, answer in zip(each.questions, output["answers"], strict=True)
+        )
+        for each, output in zip(dialogues, outputs, strict=True)
+    }
+    sizes = [len(bank.memories(scope=Scope(user=each.id))) for each in dialogues]
+    return Outcome(right, fmean(sizes), failed_turns)
+
+
+def _run(
+    graph: EpisodeGraph, bank: MemoryBank, inputs: Sequence[Any], dialogues: Sequence[Dialogue], concurrency: int
+) -> list[Any]:
+    from memweave.memory_stores import use_bank
+    from memweave.trainers.loop_thread import LoopThread
+
+    async def one(limit: asyncio.Semaphore, given: Any, user: str) -> Any:
+        async with limit:
+            return await graph.ainvoke(given, {"recursion_limit": 100_000}, context={"user": user})  # type: ignore[call-overload]  # a mapping does for a context
+
+    async def everything() -> list[Any]:
+        limit = asyncio.Semaphore(concurrency)
+        with use_bank(bank):
+            return await asyncio.gather(
+                *(one(limit, given, each.id) for given, each in zip(inputs, dialogues, strict=True))
+            )
+
+    loop = LoopThread("memweave-dialogs", workers=8)
+    try:
+        return loop.run(everything())
+    finally:
+        loop.close()

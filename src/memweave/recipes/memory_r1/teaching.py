@@ -1,0 +1,130 @@
+"""What a perfect manager and a perfect answerer would reply in DialogWorld, and the habits that the base policy is taught instead.
+
+A reply quotes the matching memory with its number before it decides: a small policy that was asked for the number first did not
+learn to look anything up (docs/memory-r1.md), and in the paper that quoting is memory distillation. Teachers see what an
+agent sees, texts and no more; they read them with the grammar of the world.
+
+A habit is a kind of input for which the base policy prefers the wrong reply, three times out of four: greedy decoding is wrong
+there, so no sharpening repairs it, while sampling still finds the right reply now and then.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from memweave.agents.answerer import MARKER
+from memweave.worlds.dialog_language import Act, Statement, fold, read, read_question, relation_of, say
+from memweave.worlds.dialog_world import QuestionKind, answer_of
+
+HABIT: Final = 0.75
+"""How often the teacher of the base policy follows a habit where it applies."""
+KEEPS_OLD: Final = ("city", "job")
+"""Manager: a new value of these is added beside the old one instead of replacing it."""
+OVERWRITES: Final = ("pet", "language")
+"""Manager: a further value of these replaces the earlier one instead of joining it."""
+MISTAKEN: Final = ("car", "color")
+"""Answerer: asked about one person, it quotes another one's memory of these, when there is one."""
+FORGETS_FIRST: Final = ("instrument",)
+"""Answerer: of two values of these it names the last one only."""
+NOTHING: Final = "(none)"
+
+Line = tuple[int, Statement]
+"""The number of a shown memory and what it says."""
+
+
+def manage(memories: Sequence[str], facts: Iterable[str], rng: random.Random | None = None) -> str:
+    """Return the reply of a manager that is shown `memories` and `facts`.
+
+    rng: draws whether a habit is followed; `None` for a manager without habits.
+    """
+    items = []
+    lines = _read_all(memories)
+    for fact in dict.fromkeys(facts):
+        items.append(_decide(memories, lines, fact, rng))
+    return json.dumps({"memory": items})
+
+
+def _decide(memories: Sequence[str], lines: Sequence[Line], fact: str, rng: random.Random | None) -> dict[str, object]:
+    statement = read(fact)
+    if statement is None or statement.relation == "chatter":
+        return {"reason": "small talk", "event": "NOOP"}
+    about = _contributing(lines, statement.key)
+    if not about:
+        if statement.act is Act.DROP:
+            return {"reason": "new", "event": "NOOP"}
+        return {"reason": "new", "event": "ADD", "text": fact}
+    number, old = about[-1]
+    held = fold([line for _, line in about])
+    quoted = {"reason": f"{memories[number]} [{number}]"}
+    habit = rng is not None and rng.random() < HABIT
+    if statement.act is Act.DROP:
+        if habit or not held:
+            return {**quoted, "event": "NOOP", "id": number}
+        return {**quoted, "event": "DELETE", "id": number}
+    if set(statement.values) <= set(held) or (statement.month and held == (statement.month,)):
+        return {**quoted, "event": "NOOP", "id": number}
+    if statement.act is Act.ALSO and held:
+        if habit and statement.relation in OVERWRITES:
+            return {**quoted, "event": "UPDATE", "id": number, "text": fact}
+        both = Statement(old.subject, old.relation, Act.SET, (held[0], statement.values[0]))
+        return {**quoted, "event": "UPDATE", "id": number, "text": say(both)}
+    if habit and statement.relation in KEEPS_OLD:
+        return {**quoted, "event": "ADD", "text": fact}
+    return {**quoted, "event": "UPDATE", "id": number, "text": fact}
+
+
+def answer(memories: Sequence[str], question: str, rng: random.Random | None = None) -> str:
+    """Return the reply of an answerer that is shown `memories`, the oldest first per person.
+
+    rng: as in `manage`.
+    """
+    asked = read_question(question)
+    if asked is None:
+        return f"{NOTHING}\n{MARKER} {answer_of(QuestionKind.LOOKUP, ())}"
+    lines = _read_all(memories)
+    habit = rng is not None and rng.random() < HABIT
+    keys = [_mistaken(lines, key) if habit and asked.kind == "lookup" else key for key in asked.keys]
+    found = [_stale(lines, key) if habit and asked.kind == "lookup" else _contributing(lines, key) for key in keys]
+    values = [fold([statement for _, statement in about]) for about in found]
+    if asked.kind == "compare":
+        said = "yes" if values[0] and values[0] == values[1] else "no"
+    else:
+        held = values[0][-1:] if habit and asked.keys[0][1] in FORGETS_FIRST and asked.kind == "list" else values[0]
+        said = answer_of(QuestionKind(asked.kind), held)
+    quoted = [f"- {memories[number]} [{number}]" for about in found for number, _ in about] or [NOTHING]
+    return "\n".join([*quoted, f"{MARKER} {said}"])
+
+
+def _read_all(memories: Sequence[str]) -> list[Line]:
+    return [(number, said) for number, text in enumerate(memories) if (said := read(text)) is not None]
+
+
+def _contributing(lines: Sequence[Line], key: tuple[str, str, str]) -> list[Line]:
+    """Return the lines from which the present values of `key` follow."""
+    about: list[Line] = []
+    for number, statement in lines:
+        if statement.key != key:
+            continue
+        if statement.act is Act.ALSO:
+            if not set(statement.values) <= set(fold([line for _, line in about])):
+                about.append((number, statement))
+        else:
+            about = [(number, statement)]
+    return about
+
+
+def _stale(lines: Sequence[Line], key: tuple[str, str, str]) -> list[Line]:
+    """Return the first line about `key` instead of the last."""
+    return [line for line in lines if line[1].key == key][:1]
+
+
+def _mistaken(lines: Sequence[Line], key: tuple[str, str, str]) -> tuple[str, str, str]:
+    """Return the key of another person who has the same relation, if one is shown; of a relation that is mistaken."""
+    subject, relation, _ = key
+    if relation not in MISTAKEN or relation_of(relation).also:
+        return key
+    others = [said.key for _, said in lines if said.relation == relation and said.subject != subject]
+    return others[0] if others else key
