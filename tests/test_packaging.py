@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -16,6 +17,10 @@ import pytest
 import memweave
 
 LINKED = ("agents", "graphs", "memory_stores", "trainers")
+POLICY_FILES = (
+    "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+    "generation_config.json", "memweave_policy.json", "pretraining.json",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LINKED)
@@ -30,15 +35,33 @@ def test_link_is_relative_and_leads_to_the_root_folder(root: Path, name: str) ->
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Build the wheel from a copy of the tree, without a network."""
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of what a distribution is built from."""
     root = Path(__file__).resolve().parents[1]
-    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
+    tree = tmp_path_factory.mktemp("tree")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(root / name, tree)
     for name in ("src", *LINKED):
         skipped = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(root / name, tree / name, symlinks=True, ignore=skipped)
+    return tree
+
+
+@pytest.fixture(scope="module")
+def sdist(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """Build the source distribution and return the names in it, without the folder around them."""
+    out = tmp_path_factory.mktemp("sdist")
+    build = f"from setuptools.build_meta import build_sdist; build_sdist({str(out)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=tree, check=True, capture_output=True, text=True)
+    (built,) = out.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        return {name.partition("/")[2] for name in archive.getnames()}
+
+
+@pytest.fixture(scope="module")
+def wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """Build the wheel from a copy of the tree, without a network."""
+    out = tmp_path_factory.mktemp("wheel")
     command = [
         sys.executable,
         "-m",
@@ -68,6 +91,14 @@ def test_wheel_holds_every_module_prompt_and_data_file(wheel: zipfile.ZipFile, r
     assert any(name.startswith("memweave/agents/prompts/") for name in expected)
     assert any(name.startswith("memweave/demo/") and not name.endswith(".py") for name in expected)
     assert expected <= set(wheel.namelist())
+
+
+def test_wheel_and_sdist_hold_every_file_of_the_policies(wheel: zipfile.ZipFile, sdist: set[str], root: Path) -> None:
+    folder = root / "src/memweave/policies"
+    sizes = {str(path.relative_to(root / "src")): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    assert {f"memweave/policies/dialog-world/{name}" for name in POLICY_FILES} <= sizes.keys()
+    assert sizes.items() <= {info.filename: info.file_size for info in wheel.infolist()}.items()
+    assert {f"src/{name}" for name in sizes} <= sdist
 
 
 def test_wheel_claims_no_top_level_name_but_memweave(wheel: zipfile.ZipFile) -> None:

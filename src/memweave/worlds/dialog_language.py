@@ -106,7 +106,7 @@ RELATIONS: Final = (
     Relation(
         "color",
         _words("red blue green pink black white gold gray brown purple orange silver yellow violet"),
-        ("likes {v} best", "thinks {v} is the best color", "adores {v}"),
+        ("likes the color {v}", "is fond of {v}", "adores {v}"),
         "Which color does {s} like?",
         became="now prefers {v}",
         dropped="stopped liking {v}",
@@ -235,7 +235,7 @@ def say(statement: Statement, way: int = 0, *, change: bool = False) -> str:
     taken back): asking for them is a programming error.
     """
     if statement.relation == "chatter":
-        return f"{statement.subject} {statement.values[0]}."
+        return f"{statement.subject} {statement.values[0]}"
     relation = relation_of(statement.relation)
     if statement.act is Act.DROP:
         phrase = relation.dropped
@@ -247,7 +247,7 @@ def say(statement: Statement, way: int = 0, *, change: bool = False) -> str:
         phrase = relation.became if change else relation.said[way]
     assert phrase is not None, f"{statement.relation} cannot be said so"
     values = dict(zip("vw", statement.values, strict=False))
-    return f"{statement.subject} {phrase.format(**values, m=statement.month)}."
+    return f"{statement.subject} {phrase.format(**values, m=statement.month)}"
 
 
 def read(sentence: str) -> Statement | None:
@@ -324,7 +324,7 @@ def _questions() -> tuple[tuple[str, str, re.Pattern[str]], ...]:
 
 _VERBS: Final = {
     "is": "am", "has": "have", "earns": "earn", "lives": "live", "resides": "reside", "works": "work",
-    "drives": "drive", "gets": "get", "owns": "own", "likes": "like", "thinks": "think", "adores": "adore",
+    "drives": "drive", "gets": "get", "owns": "own", "likes": "like", "adores": "adore",
     "prefers": "prefer", "plays": "play", "makes": "make", "performs": "perform", "keeps": "keep", "takes": "take",
     "speaks": "speak", "needs": "need",
 }  # fmt: skip
@@ -342,7 +342,7 @@ def _conjugated(sentence: str, subject: str, verbs: dict[str, str]) -> str:
 
 
 def in_first_person(sentence: str) -> str:
-    """Return a sentence about its speaker as the speaker says it: `Anna lives in Rome.` becomes `I live in Rome.`."""
+    """Return a statement about its speaker as the speaker says it: `Anna lives in Rome` becomes `I live in Rome`."""
     return _conjugated(sentence, "I", _VERBS)
 
 
@@ -355,4 +355,5 @@ def in_third_person(sentence: str, speaker: str) -> str:
         if opener and sentence.startswith(opener):
             sentence = sentence[len(opener) :]
             break
+    sentence = sentence.removesuffix(".")
     return _conjugated(sentence, speaker, _THIRD) if sentence.startswith("I ") else sentence

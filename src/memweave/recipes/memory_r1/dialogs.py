@@ -6,22 +6,23 @@ Sizes, and where they come from, are in docs/memory-r1.md. Reward and evaluation
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from memweave.agents.llm import PolicyLike
+from memweave.agents.llm import PolicyLike, as_answerer, as_manager
 from memweave.agents.roles import AnswerRequest, ManageRequest
-from memweave.errors import InputError
+from memweave.errors import ContextLengthError, InputError, UnavailableError
 from memweave.graphs.memory_r1_episode import EpisodeGraph, create_episode_graph
-from memweave.memory_stores import MemoryBank, open_bank
+from memweave.memory_stores import MemoryBank, SearchConfig, open_bank
 from memweave.recipes.memory_r1 import players
 from memweave.records import OpKind, ProposedOp, Scope, Turn
 from memweave.tracing import Score, Trace
 from memweave.trainers.rollouts import Task
+from memweave.worlds.dialog_language import in_third_person
 from memweave.worlds.dialog_world import Dialogue, DialogWorld, Question, score
 
 BUDGET: Final = 6
@@ -31,6 +32,13 @@ TOP_K: Final = 5
 """Memories that the manager sees per fact."""
 WINDOW: Final = 50
 """Turns before the present one from which a temporal bank is built (specification, 2.8; its appendix: 24)."""
+MOST: Final = 2_000
+"""Largest budget: a search returns 1,000 memories of one speaker at most."""
+BM25: Final = SearchConfig(
+    dense_weight=1e-9, names_in_query=True, speaker_boost=1.0, context_in_bm25=False, date_in_bm25=False
+)
+"""BM25 alone. The weight of the vectors is too small to change its order; they only rank what shares no word with the
+question, after everything else, so that a large budget shows every memory."""
 GOLD: Final = "gold"
 
 
@@ -41,17 +49,21 @@ def episode_graph(
     *,
     budget: int = BUDGET,
 ) -> EpisodeGraph:
-    """Return the episode graph of the world. It runs on the bank in use (`use_bank`, or that of `Rollouts`)."""
+    """Return the episode graph of the world. It runs on the bank in use (`use_bank`, or that of `Rollouts`).
+
+    An episode with a prompt that does not fit the policy's context raises `InputError`.
+    """
     return create_episode_graph(
-        _no_bank, extractor=players.extractor(world), manager=manager, answerer=answerer, top_k=TOP_K,
-        history_window=0, per_participant=per_participant(budget), max_attempts=1,
+        _no_bank, extractor=players.extractor(world), manager=players.Fitting(as_manager(manager)),
+        answerer=players.Fitting(as_answerer(answerer)), top_k=TOP_K, history_window=0,
+        per_participant=per_participant(budget), max_attempts=1,
     )  # fmt: skip
 
 
 def per_participant(budget: int) -> int:
-    """Return the memories per speaker of a budget. Raises `InputError` for less than one."""
-    if budget < 2:
-        raise InputError(f"budget {budget}: the answerer sees memories of two speakers, so give 2 or more")
+    """Return the memories per speaker of a budget. Raises `InputError` for less than one, or more than a search returns."""
+    if not 2 <= budget <= MOST:
+        raise InputError(f"budget {budget}: the answerer sees memories of two speakers, so give 2 to {MOST:,}")
     return budget // 2
 
 
@@ -60,9 +72,12 @@ def _no_bank() -> MemoryBank:
 
 
 @contextmanager
-def scratch_bank() -> Iterator[MemoryBank]:
+def scratch_bank(search: SearchConfig | None = None) -> Iterator[MemoryBank]:
     """Open an empty bank that is gone afterwards. Hashed words find what DialogWorld asks for, and cost no encoder."""
-    with TemporaryDirectory(prefix="memweave-dialogs-") as folder, open_bank(folder, embedding="hashing") as bank:
+    with (
+        TemporaryDirectory(prefix="memweave-dialogs-") as folder,
+        open_bank(folder, embedding="hashing", search=search) as bank,
+    ):
         yield bank
 
 
@@ -117,6 +132,16 @@ def temporal_bank(world: DialogWorld, turns: Sequence[Turn]) -> list[tuple[str, 
     return [(speaker, text) for speaker, texts in banks.items() for text in texts]
 
 
+def raw_turns(dialogues: Iterable[Dialogue]) -> Prepared:
+    """Return every turn of the dialogues as a memory of its speaker, small talk too, in the third person.
+
+    It is the memory of the baselines without a manager, BM25 over raw turns and full context (specification, section 7).
+    """
+    return Prepared(
+        (), {each.id: [(t.speaker, in_third_person(t.text, t.speaker)) for t in each.turns] for each in dialogues}
+    )
+
+
 def whole_dialogues(dialogues: Iterable[Dialogue]) -> Prepared:
     """Return one task per dialogue: all turns on an empty bank, then all questions (specification, algorithm 5)."""
     return Prepared(tuple(_task(dialogue.id, dialogue.turns, dialogue.questions) for dialogue in dialogues))
@@ -166,11 +191,18 @@ class Outcome:
     """Memories per dialogue, mean."""
     failed_turns: int
     """Turns whose reply could not be used; they changed nothing."""
+    unanswered: int = 0
+    """Questions whose reply could not be used; they count as wrong."""
+
+    @property
+    def by_dialogue(self) -> list[float]:
+        """Return the share of right answers of each dialogue."""
+        return [fmean(map(float, marks)) for marks in self.right.values()]
 
     @property
     def score(self) -> float:
-        """Return the share of right answers."""
-        return fmean(float(mark) for marks in self.right.values() for mark in marks)
+        """Return the mean of `by_dialogue`: what a bootstrap over dialogues resamples."""
+        return fmean(self.by_dialogue)
 
 
 def construct(
@@ -180,12 +212,21 @@ def construct(
     manager: PolicyLike[ManageRequest],
     *,
     concurrency: int = 64,
+    tick: Callable[[], object] | None = None,
 ) -> int:
-    """Let `manager` remember the dialogues, each as a user of its own; return the turns that failed."""
+    """Let `manager` remember the dialogues, each as a user of its own; return the turns that failed.
+
+    concurrency: dialogues at a time.  tick: called after each one.  Raises `ContextLengthError` for a prompt that the manager
+    cannot read, `UnavailableError` when it does not answer: a bank of half a dialogue must not be taken for a whole one.
+    """
     graph = episode_graph(world, manager, players.ANSWERERS["oracle"])
-    outputs = _run(
-        graph, bank, [{"turns": dialogue.turns, "questions": []} for dialogue in dialogues], dialogues, concurrency
-    )
+    inputs = [{"turns": dialogue.turns, "questions": []} for dialogue in dialogues]
+    outputs = _run(graph, bank, inputs, dialogues, concurrency, tick)
+    for dialogue, output in zip(dialogues, outputs, strict=True):
+        if output["turns_done"] + len(output["failed"]) < len(dialogue.turns):
+            raise UnavailableError(
+                f"{dialogue.id} was left at turn {output['turns_done']}: {output['failed'][-1].error}"
+            )
     return sum(len(output["failed"]) for output in outputs)
 
 
@@ -198,11 +239,15 @@ def ask(
     budget: int = BUDGET,
     failed_turns: int = 0,
     concurrency: int = 16,
+    tick: Callable[[], object] | None = None,
 ) -> Outcome:
-    """Ask all questions of the dialogues, whose memories are in `bank`."""
+    """Ask all questions of the dialogues, whose memories are in `bank`.
+
+    Raises as `construct` does.
+    """
     graph = episode_graph(world, players.MANAGERS["always-noop"], answerer, budget=budget)
     inputs = [{"turns": [], "questions": [question.text for question in each.questions]} for each in dialogues]
-    outputs = _run(graph, bank, inputs, dialogues, concurrency)
+    outputs = _run(graph, bank, inputs, dialogues, concurrency, tick)
     right = {
         each.id: "".join(
             str(int(score(question.gold, answer)))
@@ -211,18 +256,32 @@ def ask(
         for each, output in zip(dialogues, outputs, strict=True)
     }
     sizes = [len(bank.memories(scope=Scope(user=each.id))) for each in dialogues]
-    return Outcome(right, fmean(sizes), failed_turns)
+    unanswered = sum(answer is None for output in outputs for answer in output["answers"])
+    return Outcome(right, fmean(sizes), failed_turns, unanswered)
 
 
 def _run(
-    graph: EpisodeGraph, bank: MemoryBank, inputs: Sequence[Any], dialogues: Sequence[Dialogue], concurrency: int
+    graph: EpisodeGraph,
+    bank: MemoryBank,
+    inputs: Sequence[Any],
+    dialogues: Sequence[Dialogue],
+    concurrency: int,
+    tick: Callable[[], object] | None,
 ) -> list[Any]:
     from memweave.memory_stores import use_bank
     from memweave.trainers.loop_thread import LoopThread
 
     async def one(limit: asyncio.Semaphore, given: Any, user: str) -> Any:
         async with limit:
-            return await graph.ainvoke(given, {"recursion_limit": 100_000}, context={"user": user})  # type: ignore[call-overload]  # a mapping does for a context
+            try:
+                output = await graph.ainvoke(given, {"recursion_limit": 100_000}, context={"user": user})  # type: ignore[call-overload]  # a mapping does for a context
+            except InputError as error:
+                if isinstance(error.__cause__, ContextLengthError):  # see `players.Fitting`
+                    raise ContextLengthError(f"{user}: {error}") from error
+                raise
+        if tick is not None:
+            tick()
+        return output
 
     async def everything() -> list[Any]:
         limit = asyncio.Semaphore(concurrency)

@@ -9,7 +9,8 @@ from typing import Final, Generic, TypeVar
 
 from langchain_core.runnables import RunnableConfig
 
-from memweave.agents.roles import AnswerRequest, ExtractRequest, ManageRequest
+from memweave.agents.roles import AnswerRequest, ExtractRequest, ManageRequest, Policy
+from memweave.errors import ContextLengthError, InputError
 from memweave.recipes.memory_r1 import teaching
 from memweave.worlds.dialog_language import Act, read
 from memweave.worlds.dialog_world import DialogWorld
@@ -32,6 +33,41 @@ class Player(Generic[R]):
     async def areply(self, request: R, config: RunnableConfig | None = None) -> str:
         """Return the reply text."""
         return self.play(request)
+
+
+@dataclass(frozen=True)
+class Fitting(Generic[R]):
+    """A policy whose prompt must fit: one that is too long for its context ends the episode with an `InputError`.
+
+    The graphs take every `ModelReplyError` for a reply that cannot be used, so without this the episode would go on and
+    score 0, as if the policy had been wrong.
+    """
+
+    policy: Policy[R]
+
+    @property
+    def name(self) -> str:
+        """Return who decides."""
+        return self.policy.name
+
+    @property
+    def policy_version(self) -> str | None:
+        """Return the hash of the weights, if there are any."""
+        return self.policy.policy_version
+
+    def reply(self, request: R, config: RunnableConfig | None = None) -> str:
+        """Return the reply text."""
+        try:
+            return self.policy.reply(request, config)
+        except ContextLengthError as error:
+            raise InputError(str(error)) from error
+
+    async def areply(self, request: R, config: RunnableConfig | None = None) -> str:
+        """Return the reply text."""
+        try:
+            return await self.policy.areply(request, config)
+        except ContextLengthError as error:
+            raise InputError(str(error)) from error
 
 
 def extractor(world: DialogWorld) -> Player[ExtractRequest]:

@@ -123,11 +123,13 @@ def pretrain(
         raise ConflictError(f"{out} exists already; choose another folder, or remove it")
     part = out.with_name(out.name + ".part")
     run = _Run.open(part, settings, resume)
-    while run.step < run.steps:
-        run.advance(report)
-        if run.step == settings.clean_steps:
+    while True:
+        if run.step == settings.clean_steps and run.gate is None:  # also when a run was cut off while it was measured
             run.gate = asdict(measure(run.policy(), settings.seed))
             run.save()
+        if run.step >= run.steps:
+            break
+        run.advance(report)
     run.finish(out)
     return dict(json.loads((out / REPORT).read_text()))
 
@@ -236,8 +238,9 @@ class _Run:
             group["lr"] = self._rate()
         loss = loss_of(self.model, batch)
         if not torch.isfinite(loss):
+            rate = "learning_rate" if self.step < self.settings.clean_steps else "habit_learning_rate"
             raise OperationError(
-                f"the loss is {loss.item()} at step {self.step + 1}; lower learning_rate ({self.settings.learning_rate})"
+                f"the loss is {loss.item()} at step {self.step + 1}; lower {rate} ({getattr(self.settings, rate)})"
             )
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch's annotation lacks a return type
@@ -255,7 +258,9 @@ class _Run:
                 for name, tensor in self.model.state_dict().items()
                 if name != "lm_head.weight"
             }
-            save_file(weights, self.part / "policy" / "model.safetensors", metadata={"format": "pt"})
+            partial = self.part / ".model.safetensors"
+            save_file(weights, partial, metadata={"format": "pt"})
+            os.replace(partial, self.part / "policy" / "model.safetensors")  # a run that is resumed loads the folder
         return self.part / "policy"
 
     def save(self) -> None:
@@ -298,6 +303,7 @@ class _Run:
     def finish(self, out: Path) -> None:
         """Write the policy and its report; the folder appears complete."""
         folder = self.policy()
+        load_policy_folder(folder)  # weights that the last step broke are refused here
         found = {
             "settings": asdict(self.settings),
             "minutes": round(self.seconds / 60, 1),

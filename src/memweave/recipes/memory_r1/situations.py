@@ -92,7 +92,7 @@ def _bank(
         times = sorted(rng.random() for _ in statements)
         places += [(time, _written(rng, said)) for time, said in zip(times, statements, strict=True)]
         if rng.random() < 0.2:
-            places.append((rng.random(), f"{people[0]} {rng.choice(CHATTER)}."))
+            places.append((rng.random(), f"{people[0]} {rng.choice(CHATTER)}"))
     places.sort()
     return told, [text for _, text in places][:size]
 
@@ -109,7 +109,7 @@ def for_manager(rng: random.Random, size: int, asked: int) -> Situation:
     for _ in range(asked):
         chance = rng.random()
         if chance < 0.12:
-            fact = f"{speaker} {rng.choice(CHATTER)}."
+            fact = f"{speaker} {rng.choice(CHATTER)}"
         elif chance < 0.4 and fresh or not told:
             who, relation = rng.choice(fresh)
             first = _first(rng, who, relation)

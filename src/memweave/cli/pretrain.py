@@ -1,0 +1,158 @@
+"""`memweave pretrain`: make the base policy of DialogWorld, or only measure one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from memweave.cli import render
+from memweave.cli.common import AsJson
+from memweave.cli.train import need_training
+from memweave.errors import UsageError
+
+if TYPE_CHECKING:
+    from memweave.recipes.memory_r1.pretraining import PretrainSettings
+
+
+def pretrain(
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="Where the policy goes; a new folder.", show_default=False),
+    ] = None,
+    clean_steps: Annotated[
+        int | None, typer.Option("--clean-steps", min=1, metavar="N", help="Steps of clean lessons, then the gate.")
+    ] = None,
+    habit_steps: Annotated[
+        int | None, typer.Option("--habit-steps", min=0, metavar="N", help="Steps of the teacher with habits.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, metavar="N", help="Of weights, texts and banks.  [default: 0]")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was cut off, from its last save.")
+    ] = False,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            "--measure", metavar="FOLDER", help="Train nothing; run the gate on this policy.", show_default=False
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the base policy of the memory-r1 recipes: clean lessons, the gate, then lessons of a teacher with habits.
+
+    The gate asks for answers on fresh banks and says how many are right. A policy that misses it is kept, and the exit
+    code is 1. Ctrl-C stops a run; --resume goes on with it.
+    """
+    if policy is not None:
+        if out is not None or resume or clean_steps is not None or habit_steps is not None:
+            raise UsageError("--measure only takes --seed and --json. Leave out the rest, or leave out --measure")
+        need_training()
+        _measure(policy, seed or 0, as_json=as_json)
+        return
+    if out is None:
+        raise UsageError("name a new folder for the policy: --out FOLDER. To look at one: --measure FOLDER")
+    _check_folders(out, _part(out), resume=resume)
+    need_training()
+    from memweave.recipes.memory_r1.pretraining import PretrainSettings
+
+    given = {"clean_steps": clean_steps, "habit_steps": habit_steps, "seed": seed}
+    settings = PretrainSettings(**{name: value for name, value in given.items() if value is not None})
+    _make(out, settings, resume=resume, as_json=as_json)
+
+
+def _part(out: Path) -> Path:
+    """Return where a run is kept until it is done."""
+    absolute = out.absolute()
+    return absolute.with_name(absolute.name + ".part")
+
+
+def _check_folders(out: Path, part: Path, *, resume: bool) -> None:
+    """Raise `UsageError` for a folder that is taken, for a run that would be lost, or for none to go on with."""
+    if out.exists():
+        raise UsageError(f"{out} exists already. Choose another --out, or remove it")
+    if resume and not part.exists():
+        raise UsageError(f"{out} has no run to go on with ({part.name} is not there). Start it without --resume")
+    if not resume and part.exists():
+        raise UsageError(f"{part} holds a run that was cut off. Go on with it (--resume), or remove it")
+
+
+def _make(out: Path, settings: PretrainSettings, *, resume: bool, as_json: bool) -> None:
+    from memweave.recipes.memory_r1 import pretraining
+
+    try:
+        with _progress() as report:
+            found = pretraining.pretrain(out, settings, resume=resume, report=report)
+    except KeyboardInterrupt:
+        if _part(out).exists():
+            render.note(f"what was saved is in {_part(out)}; the same command with --resume goes on with it")
+        raise
+    gate = found["gate"]
+    needed = pretraining.GATE
+    missed = None
+    if not gate["lookups"] >= needed:
+        missed = (
+            f"{out} answers {gate['lookups']:.3f} of lookups after its clean lessons, and {needed:.2f} are needed to train "
+            f"on top of it. It is kept; try more --clean-steps ({settings.clean_steps} now) or another --seed"
+        )
+    if as_json:
+        ended = {} if missed is None else {"error": missed, "exit_code": 1}
+        render.emit({"policy": str(out), **found, "passed": missed is None, **ended})
+    else:
+        typer.echo(
+            f"{out}: {found['parameters']:,} parameters, {settings.clean_steps} + {settings.habit_steps} steps, "
+            f"loss {found['loss']:.3f}, {found['minutes']:.1f} minutes on {found['threads']} threads"
+        )
+        _show(gate, passed=missed is None, needed=needed)
+    if missed is not None:
+        render.complain(missed, 1, as_json=False)  # the object of --json is out already
+        raise typer.Exit(1)
+
+
+def _measure(policy: Path, seed: int, *, as_json: bool) -> None:
+    from memweave.recipes.memory_r1.pretraining import GATE, measure
+
+    found = measure(policy, seed)
+    if as_json:
+        render.emit({"policy": str(policy), "seed": seed, **asdict(found), "passed": found.passed})
+        return
+    _show(asdict(found), passed=found.passed, needed=GATE)
+    if not found.passed:
+        typer.echo("A policy that has learned habits misses it on purpose; what it did before is in pretraining.json.")
+
+
+def _show(gate: Mapping[str, Any], *, passed: bool, needed: float) -> None:
+    typer.echo(
+        f"gate {'passed' if passed else 'missed'}: {gate['lookups']:.3f} of lookups, needed {needed:.2f} "
+        f"(answers {gate['answers']:.3f}, operations {gate['operations']:.3f}; {gate['asked']} asked of each role)"
+    )
+    table = render.table("kind", "right", right=("right",))
+    for kind, share in gate["by_kind"].items():
+        render.row(table, kind, f"{share:.3f}")
+    render.out().print(table)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int, float], None]]:
+    """Show steps and loss on standard error while the block runs. Nothing without a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("pre-training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[shown]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=render.notes(), transient=True, disable=not render.notes().is_terminal) as bar:
+        task = bar.add_task("pre-training", total=None, shown="")
+
+        def report(step: int, steps: int, loss: float) -> None:
+            bar.update(task, completed=step, total=steps, shown=f"loss {loss:.3f}")
+
+        yield report
