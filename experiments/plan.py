@@ -8,6 +8,18 @@ two-node, in-process, 5 seeds (0 to 4; looked at before: seed 100), arms paired 
     Measure: mean over all steps of the chooser's reward (area under the learning curve).
     Claim: credit per role minus broadcast; the 95 % bootstrap interval over seeds lies above 0. Both arms use the same number of
     steps, episodes and the same optimiser settings; AdamW makes the update size independent of how many tokens share the loss.
+
+memory-r1-manager and memory-r1-answerer, in-process, GRPO with 5 seeds (1 to 5), every other arm with 2 (1, 2)
+    Chosen on the validation dialogues with seed 0: learning rate, steps, rank (docs/log.md). Test dialogues are looked at by these runs
+    only; last weights only. Exact match on all questions of the 80 test dialogues, whole dialogues from an empty bank.
+    Intervals: hierarchical bootstrap (seed, dialogue, question), paired with the base policy on the same questions, 95 %.
+    Learns (each role; greedy and T = 1, budget 6): trained minus base >= 0.05, >= 0.35 of the gap from base to oracle (the perfect
+    policy in the same role, everything else the same), interval above 0; and trained minus the best of the sharpened base
+    (T = 0.7, 0.5, 0.3, 0), interval above 0.
+    The answerer of seed s is trained on the bank of the trained manager of seed s, and its base is the base answerer on that bank.
+    Interaction: (trained, trained) - (trained, base) - (base, trained) + (base, base), interval reported.
+    Through vLLM: seed 1 of both recipes; its score lies within the 95 % interval of the in-process runs, or the interval of the
+    paired difference holds 0.
 """
 
 from __future__ import annotations
@@ -25,6 +37,8 @@ class Run:
     seed: int
     server: str = "local"
     options: tuple[str, ...] = ()
+    partner: str | None = None
+    """Name of the run whose policy plays the other role."""
 
     @property
     def name(self) -> str:
@@ -36,7 +50,56 @@ class Run:
         return results / self.recipe / f"{self.arm}-{self.server}-s{self.seed}.json"
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of policies that are not trained, or trained by a run: `memweave eval world dialog`."""
+
+    name: str
+    options: tuple[str, ...]
+    policies: tuple[str, ...] = ()
+    """Names of the runs whose policies it uses, put in place of `{0}`, `{1}` in the options."""
+
+    def file(self, results: Path) -> Path:
+        """Return where its result lies."""
+        return results / "dialog-world" / f"{self.name}.json"
+
+
+def memory_r1(arms: dict[str, int], trains: str) -> list[Run]:
+    """Return the runs of a role: arm -> number of seeds."""
+    recipe = f"memory-r1-{trains}"
+    runs = []
+    for arm, seeds in arms.items():
+        for seed in range(1, seeds + 1):
+            partner = f"memory-r1-manager-grpo-local-s{seed}" if trains == "answerer" else None
+            runs.append(Run(recipe, arm, seed, partner=partner))
+    return runs
+
+
+def budgets(name: str, *options: str, budgets: tuple[int, ...] = (6, 12, 60)) -> Evaluation:
+    """Return an evaluation at several budgets."""
+    return Evaluation(name, (*options, *(part for budget in budgets for part in ("--budget", str(budget)))))
+
+
+EVALUATIONS = [
+    budgets("base"),
+    *(budgets(f"base-t{t}", "--temperature", t, budgets=(6,)) for t in ("1", "0.7", "0.5", "0.3")),
+    budgets("oracle-manager", "--manager", "oracle"),
+    budgets("oracle-answerer", "--answerer", "oracle"),
+    budgets("oracle", "--manager", "oracle", "--answerer", "oracle"),
+    *(budgets(name, "--manager", name) for name in ("always-add", "always-noop", "exact-key", "rule")),
+    budgets("always-add-oracle", "--manager", "always-add", "--answerer", "oracle"),
+    budgets("rules", "--manager", "rule", "--answerer", "rule"),
+    budgets("bm25-raw-turns", "--manager", "raw-turns"),
+    budgets("full-context", "--manager", "raw-turns", budgets=(1000,)),
+    budgets("ood-base", "--split", "ood", budgets=(6,)),
+    budgets("ood-oracle", "--split", "ood", "--manager", "oracle", "--answerer", "oracle", budgets=(6,)),
+]
+
 PLAN = [
+    *memory_r1({"grpo": 5, "shuffled": 2, "ppo": 2, "sft": 2, "grpo-window24": 2, "grpo-rollout": 2}, "manager"),
+    *memory_r1({"grpo": 5, "shuffled": 2, "ppo": 2, "sft": 2}, "answerer"),
+    Run("memory-r1-manager", "grpo", 1, "vllm"),
+    Run("memory-r1-answerer", "grpo", 1, "vllm", partner="memory-r1-manager-grpo-local-s1"),
     *(Run("token-class", arm, seed, "vllm") for seed in (1, 2, 3) for arm in ("grpo", "shuffled")),
     *(Run("two-node", arm, seed) for seed in range(5) for arm in ("per-role", "broadcast")),
 ]

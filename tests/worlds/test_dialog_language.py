@@ -66,7 +66,7 @@ statements = st.builds(
     st.sampled_from(PEOPLE),
     st.sampled_from(ALL),
 )
-WORDS = sorted({word.rstrip(".") for one in ALL for sentence in said(one) for word in sentence.split()})
+WORDS = sorted({word for one in ALL for sentence in said(one) for word in sentence.split()})
 
 
 @pytest.mark.parametrize("relation", RELATIONS, ids=lambda relation: relation.name)
@@ -74,18 +74,25 @@ def test_every_statement_is_read_back(relation: Relation) -> None:
     for statement in statements_of(relation, "Anna"):
         for sentence in said(statement):
             assert read(sentence) == statement, sentence
-            assert read(f" {sentence.rstrip('.')} ") == statement  # the period and blanks around do not matter
+            assert read(f" {sentence}. ") == statement  # a period and blanks around do not matter
 
 
 def test_small_talk_is_read_back() -> None:
     for words in CHATTER:
         statement = Statement("Anna", "chatter", Act.SET, (words,))
-        assert read(say(statement)) == statement
+        assert read(say(statement)) == read(f"{say(statement)}.") == statement
 
 
 @given(statements)
 def test_any_person_is_read_back(statement: Statement) -> None:
     assert all(read(sentence) == statement for sentence in said(statement))
+
+
+def test_a_statement_ends_with_its_value_or_its_month() -> None:
+    """So a policy that quotes a statement can copy the number that follows it in the prompt."""
+    for statement in ALL:
+        for sentence in said(statement):
+            assert sentence.endswith(tuple(f" {word}" for word in (*statement.values, statement.month) if word))
 
 
 def test_no_two_statements_share_a_sentence() -> None:
@@ -96,18 +103,20 @@ def test_no_two_statements_share_a_sentence() -> None:
 @given(statements, st.integers(0, 9), st.lists(st.sampled_from(WORDS), max_size=2))
 def test_what_is_read_means_its_text(statement: Statement, at: int, words: list[str]) -> None:
     """Whatever words of the language are put in place of one of a sentence, nothing is read that was not said."""
-    old = say(statement).rstrip(".").split()
+    old = say(statement).split()
     text = " ".join([*old[:at], *words, *old[at + 1 :]])
     found = read(text)
-    assert found is None or f"{text}." in said(found)
+    assert found is None or text in said(found)
 
 
 @given(statements, st.sampled_from(WORDS))
 def test_a_word_too_many_is_other_text(statement: Statement, word: str) -> None:
     sentence = say(statement)
     assert read(f"Today {sentence}") is None  # a subject is one word
-    assert read(f"{sentence} {word}") is None  # nothing follows the period
-    assert read(sentence.replace(".", "?")) is None
+    assert read(f"{sentence} {word}") is None
+    assert read(f"{sentence}. {word}") is None  # nothing follows the period
+    assert read(f"{sentence}?") is None
+    assert read(f"{sentence}..") is None
 
 
 @pytest.mark.parametrize(
@@ -127,10 +136,13 @@ def test_a_word_too_many_is_other_text(statement: Statement, word: str) -> None:
         "Anna visited Peru.",
         "Where does Anna live?",
         "Anna is tired.",
+        "Anna likes red.",
+        "Anna likes the color red best.",
     ],
 )
 def test_other_text_is_not_read(text: str) -> None:
     assert read(text) is None
+    assert read(text.removesuffix(".")) is None
 
 
 def test_the_words_of_the_language_are_fixed() -> None:
@@ -140,7 +152,7 @@ def test_the_words_of_the_language_are_fixed() -> None:
     lines += [text or "" for r in RELATIONS for text in (r.question, r.count, r.same)]
     lines += [*PEOPLE, *OPENERS]
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == (
-        "bc40559261e2f7e3045e34fb4443c4aaaae8480fc757213ae502944b90264211"
+        "fc6610772a3911692da0d13ac17f83a69d9bed4b095434395d894c1b82295cc0"
     )
 
 
@@ -150,6 +162,7 @@ def test_the_third_person_undoes_the_first(statement: Statement, opener: str) ->
         spoken = in_first_person(sentence)
         assert spoken.startswith("I ")
         assert statement.subject not in spoken.split()
+        assert in_third_person(f"{opener}{spoken}.", statement.subject) == sentence
         assert in_third_person(opener + spoken, statement.subject) == sentence
 
 
@@ -161,27 +174,31 @@ def test_no_verb_of_the_first_person_is_left_in_the_third() -> None:
 
 
 @given(statements, st.sampled_from(OPENERS))
-def test_what_is_said_of_others_only_loses_its_opening_words(statement: Statement, opener: str) -> None:
+def test_what_is_said_of_others_only_loses_its_opening_words_and_period(statement: Statement, opener: str) -> None:
     speaker = next(name for name in NAMES if name != statement.subject)
+    assert in_third_person(f"{opener}{say(statement)}.", speaker) == say(statement)
     assert in_third_person(opener + say(statement), speaker) == say(statement)
 
 
 @pytest.mark.parametrize(
     ("third", "first"),
     [
-        ("Anna lives in Rome.", "I live in Rome."),
-        ("Anna no longer lives in Rome.", "I no longer live in Rome."),
-        ("Anna now prefers red.", "I now prefer red."),
-        ("Anna also has a cat.", "I also have a cat."),
-        ("Anna has a dog and a cat.", "I have a dog and a cat."),
-        ("Anna is fluent in Greek.", "I am fluent in Greek."),
-        ("Anna visited Peru in May.", "I visited Peru in May."),
-        ("Anna cannot find the keys.", "I cannot find the keys."),
+        ("Anna lives in Rome", "I live in Rome"),
+        ("Anna no longer lives in Rome", "I no longer live in Rome"),
+        ("Anna now prefers red", "I now prefer red"),
+        ("Anna likes the color red", "I like the color red"),
+        ("Anna is fond of red", "I am fond of red"),
+        ("Anna adores red", "I adore red"),
+        ("Anna also has a cat", "I also have a cat"),
+        ("Anna has a dog and a cat", "I have a dog and a cat"),
+        ("Anna is fluent in Greek", "I am fluent in Greek"),
+        ("Anna visited Peru in May", "I visited Peru in May"),
+        ("Anna cannot find the keys", "I cannot find the keys"),
     ],
 )
 def test_the_first_person_is_english(third: str, first: str) -> None:
     assert in_first_person(third) == first
-    assert in_third_person(first, "Anna") == third
+    assert in_third_person(f"{first}.", "Anna") == third
 
 
 @pytest.mark.parametrize("relation", RELATIONS, ids=lambda relation: relation.name)
@@ -225,20 +242,20 @@ def test_other_questions_are_not_read(text: str) -> None:
     ("story", "held"),
     [
         ([], ()),
-        (["Anna lives in Rome."], ("Rome",)),
-        (["Anna lives in Rome.", "Anna moved to Oslo."], ("Oslo",)),
-        (["Anna lives in Rome.", "Anna resides in Rome."], ("Rome",)),
-        (["Anna lives in Rome.", "Anna no longer lives in Rome."], ()),
-        (["Anna lives in Rome.", "Anna no longer lives in Rome.", "Anna moved to Oslo."], ("Oslo",)),
-        (["Anna has a dog.", "Anna also has a cat."], ("dog", "cat")),
-        (["Anna has a dog.", "Anna also has a dog."], ("dog",)),
-        (["Anna also has a cat."], ("cat",)),
-        (["Anna has a dog.", "Anna also has a cat.", "Anna has a dog and a cat."], ("dog", "cat")),
-        (["Anna has a cat and a dog.", "Anna keeps a dog."], ("dog",)),
-        (["Anna has a dog and a cat.", "Anna gave away the dog."], ()),
-        (["Anna has a dog.", "Anna gave away the dog.", "Anna also has a cat."], ("cat",)),
-        (["Anna visited Peru in May."], ("May",)),
-        (["Anna visited Peru in May.", "Anna spent June in Peru."], ("June",)),
+        (["Anna lives in Rome"], ("Rome",)),
+        (["Anna lives in Rome", "Anna moved to Oslo"], ("Oslo",)),
+        (["Anna lives in Rome", "Anna resides in Rome"], ("Rome",)),
+        (["Anna lives in Rome", "Anna no longer lives in Rome"], ()),
+        (["Anna lives in Rome", "Anna no longer lives in Rome", "Anna moved to Oslo"], ("Oslo",)),
+        (["Anna has a dog", "Anna also has a cat"], ("dog", "cat")),
+        (["Anna has a dog", "Anna also has a dog"], ("dog",)),
+        (["Anna also has a cat"], ("cat",)),
+        (["Anna has a dog", "Anna also has a cat", "Anna has a dog and a cat"], ("dog", "cat")),
+        (["Anna has a cat and a dog", "Anna keeps a dog"], ("dog",)),
+        (["Anna has a dog and a cat", "Anna gave away the dog"], ()),
+        (["Anna has a dog", "Anna gave away the dog", "Anna also has a cat"], ("cat",)),
+        (["Anna visited Peru in May"], ("May",)),
+        (["Anna visited Peru in May", "Anna spent June in Peru"], ("June",)),
     ],
 )
 def test_what_holds_after_a_story(story: list[str], held: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""DialogWorld: reproducible dialogues whose gold answers follow from what was said, and nothing else."""
+"""DialogWorld: reproducible dialogues that say what is meant, and what is extracted from them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import hashlib
 import json
 import re
 from collections import Counter
-from functools import cache
 from typing import Any, cast
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from memweave.errors import InputError
 from memweave.records import Turn
@@ -24,30 +21,13 @@ from memweave.worlds.dialog_language import (
     Statement,
     in_third_person,
     read,
-    read_question,
     relation_of,
     say,
 )
-from memweave.worlds.dialog_world import (
-    SIZES,
-    SPLITS,
-    Dialogue,
-    DialogWorld,
-    EventKind,
-    Question,
-    QuestionKind,
-    Split,
-    answer_of,
-    score,
-)
+from memweave.worlds.dialog_world import SIZES, SPLITS, DialogWorld, EventKind, Split
+from tests.worlds.dialogs import TRAINED, dialogues, state
 
-TRAINED: tuple[Split, ...] = ("train", "val", "test")
 NEW_WORDS = {*NEW_NAMES, *(word for words in NEW_VALUES.values() for word in words)}
-
-
-@cache
-def dialogues(split: Split, number: int, seed: int = 0) -> list[Dialogue]:
-    return DialogWorld(seed=seed).dialogues(split, number)
 
 
 def fingerprint(world: DialogWorld, split: Split, number: int) -> str:
@@ -68,10 +48,10 @@ def fingerprint(world: DialogWorld, split: Split, number: int) -> str:
 @pytest.mark.parametrize(
     ("split", "expected"),
     [
-        ("train", "3b9e24d13b4f087f"),
-        ("val", "ea63f89827d96431"),
-        ("test", "64c4d2f252b854bd"),
-        ("ood", "dcb03bea7390516f"),
+        ("train", "47acfe35050ac332"),
+        ("val", "a0171b2ae77d0aab"),
+        ("test", "bac60e37285387cc"),
+        ("ood", "a97fad3a91d10f78"),
     ],
 )
 def test_the_dialogues_of_a_seed_are_fixed(split: Split, expected: str) -> None:
@@ -135,114 +115,11 @@ def test_speakers_out_of_distribution_have_new_names() -> None:
     assert all(turn.speaker in NEW_NAMES for d in dialogues("ood", 20) for turn in d.turns)
 
 
-@pytest.mark.parametrize(
-    "split",
-    [
-        *TRAINED,
-        pytest.param(
-            "ood", marks=pytest.mark.xfail(reason="a friend may be drawn with the name of a speaker; see `_Writer`")
-        ),
-    ],
-)
+@pytest.mark.parametrize("split", SPLITS)
 def test_the_people_of_a_dialogue_have_different_names(split: Split) -> None:
     for dialogue in dialogues(split, 50):
         assert len({statement.subject for statement in dialogue.meant}) == 4
         assert len({question.text for question in dialogue.questions}) == len(dialogue.questions)
-
-
-def state(told: list[Statement]) -> list[str]:
-    """What holds after statements about one key, written without the library."""
-    values: list[str] = []
-    for s in told:
-        match s.act.value, s.month:
-            case "set", None:
-                values = [*s.values]
-            case "set", month:
-                values = [str(month)]
-            case "also", None:
-                values = values + [s.values[0]] if s.values[0] not in values else values
-            case "drop", None:
-                values = []
-            case _:
-                raise AssertionError(s)
-    return values
-
-
-def expected_answer(question: Question, meant: tuple[Statement, ...]) -> str:
-    held = [
-        state([s for s in meant if (s.subject, s.relation) == (who, what) and (not which or s.values == (which,))])
-        for who, what, which in question.keys
-    ]
-    match question.kind.value:
-        case "lookup" | "when":
-            assert len(held[0]) <= 1
-            return held[0][0] if held[0] else "unknown"
-        case "list":
-            return " and ".join(held[0]) or "unknown"
-        case "count":
-            return {0: "none", 1: "one", 2: "two"}[len(held[0])]
-        case _:
-            assert all(held)
-            return "yes" if held[0] == held[1] else "no"
-
-
-@pytest.mark.parametrize("split", TRAINED)
-def test_gold_answers_follow_from_what_was_meant(split: Split) -> None:
-    asked: Counter[str] = Counter()
-    for dialogue in dialogues(split, 50):
-        for question in dialogue.questions:
-            assert question.gold == expected_answer(question, dialogue.meant), question
-            asked[question.kind] += 1
-    assert min(asked[kind] for kind in QuestionKind) >= 20
-
-
-def test_both_answers_of_a_comparison_occur() -> None:
-    golds = Counter(q.gold for d in dialogues("test", 80) for q in d.questions if q.kind is QuestionKind.COMPARE)
-    assert set(golds) == {"yes", "no"}
-    assert min(golds.values()) >= 10
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_a_question_asks_what_its_text_says(split: Split) -> None:
-    for dialogue in dialogues(split, 20):
-        for question in dialogue.questions:
-            asked = read_question(question.text)
-            assert asked is not None
-            assert (asked.kind, asked.keys) == (question.kind, question.keys)
-        assert len({question.id for question in dialogue.questions}) == len(dialogue.questions)
-
-
-def test_every_key_that_was_spoken_of_is_asked_about() -> None:
-    for dialogue in dialogues("test", 20):
-        keys = {s.key for s in dialogue.meant if s.relation != "chatter"}
-        assert keys == {key for question in dialogue.questions for key in question.keys}
-
-
-@pytest.mark.parametrize("split", SPLITS)
-def test_evidence_is_every_turn_about_the_keys(split: Split) -> None:
-    for dialogue in dialogues(split, 20):
-        for question in dialogue.questions:
-            about = [
-                turn.source_id
-                for turn, said in zip(dialogue.turns, dialogue.meant, strict=True)
-                if any(
-                    said.subject == who and said.relation == what and (not which or said.values == (which,))
-                    for who, what, which in question.keys
-                )
-            ]
-            assert question.evidence == tuple(about)
-            assert about
-
-
-def test_a_question_is_linked_to_its_last_evidence() -> None:
-    for dialogue in dialogues("train", 10):
-        linked = [question for position in range(len(dialogue.turns)) for question in dialogue.linked(position)]
-        assert sorted(q.id for q in linked) == sorted(q.id for q in dialogue.questions)
-        for position, turn in enumerate(dialogue.turns):
-            for question in dialogue.linked(position):
-                assert question.evidence[-1] == turn.source_id
-                later = dialogue.meant[position + 1 :]
-                assert not any(statement.key in question.keys for statement in later)
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -251,6 +128,8 @@ def test_turns_say_what_is_meant(split: Split) -> None:
         assert len(dialogue.turns) == len(dialogue.meant) == len(dialogue.kinds)
         for turn, meant in zip(dialogue.turns, dialogue.meant, strict=True):
             assert read(in_third_person(turn.text, turn.speaker)) == meant
+            assert turn.text.endswith(".")
+            assert turn.text.count(".") == 1
             spoken = turn.text.removeprefix(next(o for o in sorted(OPENERS, key=len)[::-1] if turn.text.startswith(o)))
             assert spoken.startswith("I ") == (meant.subject == turn.speaker)
 
@@ -348,7 +227,9 @@ def test_without_noise_the_extractor_finds_exactly_what_was_meant(split: Split) 
     world = DialogWorld(miss=0, leak=0, repeat=0)
     for dialogue in dialogues(split, 20):
         for turn, meant in zip(dialogue.turns, dialogue.meant, strict=True):
-            found = [read(fact) for fact in world.extract(turn)]
+            facts = world.extract(turn)
+            assert not any("." in fact for fact in facts)  # a fact ends with its value, unlike the turn
+            found = [read(fact) for fact in facts]
             assert found == ([] if meant.relation == "chatter" else [meant])
 
 
@@ -364,24 +245,6 @@ def test_with_all_noise_facts_are_missed_and_small_talk_is_kept() -> None:
 def test_other_text_has_no_facts() -> None:
     turn = Turn(source_id="1", dialogue="d", speaker="Anna", text="What a lovely day, is it not?")
     assert DialogWorld(miss=0, leak=1, repeat=1).extract(turn) == []
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.sampled_from(TRAINED),
-    st.integers(0, 10**6),
-    st.integers(1, 5).flatmap(lambda keys: st.tuples(st.just(keys), st.integers(0, keys))),
-    st.integers(0, 3),
-)
-def test_other_settings_keep_the_truth(split: Split, seed: int, keys: tuple[int, int], follow_ups: int) -> None:
-    own, friends = keys
-    world = DialogWorld(seed=seed, keys=own, friend_keys=friends, follow_ups=follow_ups, sessions=3)
-    (dialogue,) = world.dialogues(split, 1)
-    assert len(dialogue.turns) == 30
-    firsts = Counter(dialogue.kinds)
-    assert (firsts[EventKind.NEW], firsts[EventKind.NEAR_MISS]) == (2 * own, 2 * friends)
-    for question in dialogue.questions:
-        assert question.gold == expected_answer(question, dialogue.meant)
 
 
 @pytest.mark.parametrize(
@@ -434,21 +297,6 @@ def test_more_shared_relations_than_a_split_has_are_refused() -> None:
     ):
         world.dialogues("train", 200)
     DialogWorld(keys=9, friend_keys=5, sessions=8).dialogues("train", 200)
-
-
-def test_answers() -> None:
-    assert answer_of(QuestionKind.COUNT, ()) == "none"
-    assert answer_of(QuestionKind.COUNT, ("dog", "cat")) == "two"
-    assert answer_of(QuestionKind.LIST, ("dog", "cat")) == "dog and cat"
-    assert answer_of(QuestionKind.LOOKUP, ()) == "unknown"
-    assert answer_of(QuestionKind.WHEN, ("May",)) == "May"
-
-
-def test_scores() -> None:
-    assert score("dog and cat", "Dog and cat.") == 1
-    assert score("dog and cat", "cat and dog") == 0
-    assert score("Rome", "in Rome") == 0
-    assert score("Rome", None) == score("Rome", "") == 0
 
 
 def test_relations_are_known_by_name() -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -72,6 +72,7 @@ def create_policy(
     intermediate: int | None = None,
     context: int = 1024,
     initializer_range: float = 0.02,
+    whole: Sequence[str] = (),
     seed: int = 0,
 ) -> PolicyFolder:
     """Write a policy with random weights (float32, tied embeddings) to a new folder and return it.
@@ -79,7 +80,8 @@ def create_policy(
     texts: what the tokenizer is trained on; too few give a vocabulary below `vocab_size` pieces.  hidden: width; per head
     one of `HEAD_SIZES`.  intermediate: width of the feed-forward layers, 4 x hidden by default.  context: tokens of prompt
     and reply.  initializer_range: standard deviation of the random weights. An adapter on them raises a logit by at most about
-    `hidden` x this: 0.02 is for pre-training, 0.2 for training an adapter right away.  Equal arguments give equal files.
+    `hidden` x this: 0.02 is for pre-training, 0.2 for training an adapter right away.  whole: texts that are one token each wherever they occur, beyond `vocab_size`.
+    Equal arguments give equal files.
 
     Raises `InputError` for impossible sizes, `ConflictError` when the folder exists and is not empty,
     `NotInstalledError` without torch and transformers.
@@ -93,7 +95,7 @@ def create_policy(
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        size, eos, pad = _write_tokenizer(part, texts, vocab_size, context)
+        size, eos, pad = _write_tokenizer(part, texts, vocab_size, context, whole)
         sizes = {
             "hidden_size": hidden,
             "num_hidden_layers": layers,
@@ -184,9 +186,11 @@ def _check_sizes(vocab_size: int, hidden: int, layers: int, heads: int, context:
         raise InputError(f"A policy needs a layer and a context of 2 tokens at least, not {layers} and {context}")
 
 
-def _write_tokenizer(folder: Path, texts: Iterable[str], vocab_size: int, context: int) -> tuple[int, int, int]:
+def _write_tokenizer(
+    folder: Path, texts: Iterable[str], vocab_size: int, context: int, whole: Sequence[str]
+) -> tuple[int, int, int]:
     """Train and write the tokenizer; return its size and the ids of the end and the padding token."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
 
     # Whoever loads a Qwen2 model (transformers, TRL, vLLM) gets a Qwen2Tokenizer, with its own normaliser and
@@ -214,6 +218,7 @@ def _write_tokenizer(folder: Path, texts: Iterable[str], vocab_size: int, contex
         model_max_length=context,
         padding_side="left",
     )
+    tokenizer.add_tokens([AddedToken(text, normalized=False, special=False) for text in whole])
     tokenizer.chat_template = chat_template()
     tokenizer.save_pretrained(folder)
     return len(tokenizer), learned["vocab"][END], learned["vocab"][PAD]

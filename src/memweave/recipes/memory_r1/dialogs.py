@@ -6,20 +6,24 @@ Sizes, and where they come from, are in docs/memory-r1.md. Reward and evaluation
 from __future__ import annotations
 
 import asyncio
+import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any, Final
+from uuid import NAMESPACE_OID, uuid5
 
 from memweave.agents.llm import PolicyLike, as_answerer, as_manager
 from memweave.agents.roles import AnswerRequest, ManageRequest
 from memweave.errors import ContextLengthError, InputError, UnavailableError
+from memweave.graphs.memory_r1_answering import said_at
 from memweave.graphs.memory_r1_episode import EpisodeGraph, create_episode_graph
 from memweave.memory_stores import MemoryBank, SearchConfig, open_bank
 from memweave.recipes.memory_r1 import players
-from memweave.records import OpKind, ProposedOp, Scope, Turn
+from memweave.records import Memory, OpKind, ProposedOp, Scope, Turn
 from memweave.tracing import Score, Trace
 from memweave.trainers.rollouts import Task
 from memweave.worlds.dialog_language import in_third_person
@@ -95,14 +99,28 @@ class Prepared:
     def fill(self, bank: MemoryBank) -> None:
         """Write the memories into `bank`."""
         for user, memories in self.memories.items():
-            ops = [
-                ProposedOp(
-                    kind=OpKind.ADD, text=text, speaker=speaker, actor="temporal-bank", reason="built beforehand"
-                )
-                for speaker, text in memories
-            ]
-            if ops:
-                bank.apply(ops, scope=Scope(user=user))
+            _add(bank, user, memories, "built beforehand")
+
+
+def _add(bank: MemoryBank, user: str, memories: Sequence[tuple[str | None, str]], reason: str) -> None:
+    """Add (speaker, text), the oldest first, under ids that follow from them.
+
+    A search shows memories of equal score in the order of their ids. Ids by age would always show what is outdated first,
+    random ids would give every run other scores; these are like random ones, and the same in every run and every arm.
+    """
+    seen: Counter[tuple[str | None, str]] = Counter()
+    ops = []
+    for line in memories:
+        speaker, text = line
+        seen[line] += 1
+        fixed = uuid5(NAMESPACE_OID, json.dumps([user, speaker, text, seen[line]]))
+        ops.append(
+            ProposedOp(
+                kind=OpKind.ADD, memory_id=fixed, text=text, speaker=speaker, actor="memory-r1-recipe", reason=reason
+            )
+        )
+    if ops:
+        bank.apply(ops, scope=Scope(user=user))
 
 
 def manager_turns(world: DialogWorld, dialogues: Iterable[Dialogue], window: int = WINDOW) -> Prepared:
@@ -217,17 +235,28 @@ def construct(
     """Let `manager` remember the dialogues, each as a user of its own; return the turns that failed.
 
     concurrency: dialogues at a time.  tick: called after each one.  Raises `ContextLengthError` for a prompt that the manager
-    cannot read, `UnavailableError` when it does not answer: a bank of half a dialogue must not be taken for a whole one.
+    cannot read, `UnavailableError` when it does not answer (half a dialogue must not be taken for a whole one), `InputError`
+    when the bank knows one of the dialogues already.
     """
+    for dialogue in dialogues:
+        if bank.count(scope=Scope(user=dialogue.id)):
+            raise InputError(
+                f"the bank holds memories of {dialogue.id} already; let the manager begin with an empty one"
+            )
     graph = episode_graph(world, manager, players.ANSWERERS["oracle"])
     inputs = [{"turns": dialogue.turns, "questions": []} for dialogue in dialogues]
-    outputs = _run(graph, bank, inputs, dialogues, concurrency, tick)
-    for dialogue, output in zip(dialogues, outputs, strict=True):
+    failed = 0
+    for dialogue, (output, memories) in zip(
+        dialogues, _run(graph, bank, inputs, dialogues, concurrency, tick), strict=True
+    ):
         if output["turns_done"] + len(output["failed"]) < len(dialogue.turns):
             raise UnavailableError(
                 f"{dialogue.id} was left at turn {output['turns_done']}: {output['failed'][-1].error}"
             )
-    return sum(len(output["failed"]) for output in outputs)
+        failed += len(output["failed"])
+        in_order = [(memory.speaker, memory.text) for memory in sorted(memories, key=said_at)]
+        _add(bank, dialogue.id, in_order, "built on a branch")
+    return failed
 
 
 def ask(
@@ -247,7 +276,7 @@ def ask(
     """
     graph = episode_graph(world, players.MANAGERS["always-noop"], answerer, budget=budget)
     inputs = [{"turns": [], "questions": [question.text for question in each.questions]} for each in dialogues]
-    outputs = _run(graph, bank, inputs, dialogues, concurrency, tick)
+    outputs = [output for output, _ in _run(graph, bank, inputs, dialogues, concurrency, tick)]
     right = {
         each.id: "".join(
             str(int(score(question.gold, answer)))
@@ -267,28 +296,35 @@ def _run(
     dialogues: Sequence[Dialogue],
     concurrency: int,
     tick: Callable[[], object] | None,
-) -> list[Any]:
+) -> list[tuple[Any, list[Memory]]]:
+    """Return the output of each dialogue's episode, and the memories that it ended with.
+
+    Each runs on a branch of the bank, as the episodes of training do. The index of a branch is exact and orders memories of
+    equal score by id; that of the bank orders them at random.
+    """
     from memweave.memory_stores import use_bank
     from memweave.trainers.loop_thread import LoopThread
 
-    async def one(limit: asyncio.Semaphore, given: Any, user: str) -> Any:
+    async def one(limit: asyncio.Semaphore, given: Any, user: str) -> tuple[Any, list[Memory]]:
+        scope = Scope(user=user)
         async with limit:
-            try:
-                output = await graph.ainvoke(given, {"recursion_limit": 100_000}, context={"user": user})  # type: ignore[call-overload]  # a mapping does for a context
-            except InputError as error:
-                if isinstance(error.__cause__, ContextLengthError):  # see `players.Fitting`
-                    raise ContextLengthError(f"{user}: {error}") from error
-                raise
+            with use_bank(await bank.abranch(scope=scope)) as branch:
+                try:
+                    output = await graph.ainvoke(given, {"recursion_limit": 100_000}, context={"user": user})  # type: ignore[call-overload]  # a mapping does for a context
+                except InputError as error:
+                    if isinstance(error.__cause__, ContextLengthError):  # see `players.Fitting`
+                        raise ContextLengthError(f"{user}: {error}") from error
+                    raise
+                memories = branch.memories(scope=scope)
         if tick is not None:
             tick()
-        return output
+        return output, memories
 
-    async def everything() -> list[Any]:
+    async def everything() -> list[tuple[Any, list[Memory]]]:
         limit = asyncio.Semaphore(concurrency)
-        with use_bank(bank):
-            return await asyncio.gather(
-                *(one(limit, given, each.id) for given, each in zip(inputs, dialogues, strict=True))
-            )
+        return await asyncio.gather(
+            *(one(limit, given, each.id) for given, each in zip(inputs, dialogues, strict=True))
+        )
 
     loop = LoopThread("memweave-dialogs", workers=8)
     try:

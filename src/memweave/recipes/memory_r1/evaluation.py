@@ -296,10 +296,8 @@ class _Cast:
     ) -> BaseChatModel:
         """Return the model of a policy in this process."""
         if not base.is_dir():
-            raise InputError(
-                f"the base policy {base} does not exist. Name one with --base FOLDER"
-                + (" (the one of this package is made by recipes.memory_r1.pretraining)" if base == DIALOG_BASE else "")
-            )
+            make = ", or make it: memweave pretrain" if base == DIALOG_BASE else ""
+            raise InputError(f"the base policy {base} does not exist. Name one with --base FOLDER{make}")
         from memweave.serving.local_server import LocalServer
 
         key = (base.resolve(), device, dtype)

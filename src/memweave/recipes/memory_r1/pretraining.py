@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 STATE: Final = "pretraining.pt"
 REPORT: Final = "pretraining.json"
+MARKERS: Final = tuple(f" [{number}]" for number in range(64))
+"""Numbers of memories, one token each: then copying a quoted line copies its number, with no circuit of its own."""
 ROLES: Final = ("answerer", "manager")
 GATE: Final = 0.9
 """Share of lookups that a policy must answer before anything is trained on top of it (docs/memory-r1.md)."""
@@ -178,6 +180,7 @@ class _Run:
                 intermediate=settings.intermediate,
                 context=settings.context,
                 initializer_range=settings.initializer_range,
+                whole=MARKERS,
                 seed=settings.seed,
             )
             run = cls(part, settings)
