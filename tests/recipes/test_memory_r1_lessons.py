@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 
 from memweave.recipes.memory_r1 import lessons  # noqa: E402 - after importorskip
 from memweave.recipes.memory_r1.lessons import IGNORED, Item, Packed, kinds_of, lesson, pack, token_ids  # noqa: E402
-from memweave.recipes.memory_r1.pretraining import loss_of, texts  # noqa: E402
+from memweave.recipes.memory_r1.pretraining import MARKERS, loss_of, texts  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,12 @@ Ids = list[tuple[list[int], list[int]]]
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> PolicyFolder:
     return create_policy(
-        tmp_path_factory.mktemp("policy") / "base", texts(0, 60), vocab_size=500, layers=2, initializer_range=0.05
+        tmp_path_factory.mktemp("policy") / "base",
+        texts(0, 60),
+        vocab_size=500,
+        layers=2,
+        initializer_range=0.05,
+        whole=MARKERS,
     )
 
 

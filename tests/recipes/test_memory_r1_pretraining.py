@@ -24,7 +24,7 @@ from memweave.tracing.records import Sampling
 torch = pytest.importorskip("torch")
 
 from memweave.recipes.memory_r1 import pretraining  # noqa: E402 - after importorskip
-from memweave.recipes.memory_r1.pretraining import Gate, PretrainSettings, measure, pretrain, texts  # noqa: E402
+from memweave.recipes.memory_r1.pretraining import MARKERS, Gate, PretrainSettings, measure, pretrain, texts  # noqa: E402
 
 TINY = PretrainSettings(
     clean_steps=3,
@@ -79,7 +79,7 @@ def test_a_run_leaves_a_policy_and_its_report(whole: Path) -> None:
     assert [file.name for file in whole.parent.iterdir()] == ["whole"]
     found = json.loads((whole / "pretraining.json").read_text())
     assert found["settings"] == asdict(TINY)
-    assert found["parameters"] == 420 * 64 + 4 * (64 * 64) + 3 * 64 + 3 * 64 * 64 + 3 * 64
+    assert found["parameters"] == (420 + len(MARKERS)) * 64 + 4 * (64 * 64) + 3 * 64 + 3 * 64 * 64 + 3 * 64
     assert 0 < found["loss"] < 7  # about log 420, that of guessing
     assert found["gate"]["asked"] == 6
     assert found["minutes"] >= 0
@@ -93,7 +93,7 @@ def test_training_changes_the_weights_in_both_phases(whole: Path, tmp_path: Path
 
     fresh = create_policy(
         tmp_path / "fresh", pretraining.texts(0), vocab_size=420, hidden=64, layers=1, heads=2, intermediate=64,
-        context=512, initializer_range=0.06,
+        context=512, initializer_range=0.06, whole=MARKERS,
     )  # fmt: skip
     assert len({weights_version(whole), weights_version(tmp_path / "clean"), fresh.version}) == 3
     clean = json.loads((tmp_path / "clean" / "pretraining.json").read_text())

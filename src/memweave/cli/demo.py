@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 import typer
 from rich.text import Text
 
-from memweave.cli import render
+from memweave.cli import learning, render
 from memweave.cli.common import AsJson, Embedding, Home, Model, Session, session
 from memweave.cli.outcome import Outcome, page, payload
 from memweave.cli.remember import answering_graph, construct, count_kinds
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from memweave.cli.learning import LearningStory
     from memweave.demo import DemoQuestion
     from memweave.graphs.memory_r1_answering import AnsweringGraph, AnsweringOutput
 
@@ -49,12 +50,13 @@ def demo(
     model: Model = None,
     embedding: Embedding = None,
     report: ReportFile = Path("report.html"),
+    train: Annotated[bool, typer.Option("--train/--no-train", help="Let a small policy learn at the end.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Watch memory being built, asked and undone.
 
-    Reads a conversation of two friends, answers questions about it from memory, takes one operation back, and writes a
-    report. Nothing but this machine is needed.
+    Reads a conversation of two friends, answers questions about it from memory, takes one operation back, trains a small
+    policy for a moment, and writes a report. Nothing but this machine is needed.
     """
     console = render.notes() if as_json else render.out()
     if not report.absolute().parent.is_dir():
@@ -71,7 +73,7 @@ def demo(
         model=model,
         embedding=embedding,
     ) as here:
-        outcome = _run(here, console, quiet=as_json)
+        outcome = _run(here, console, quiet=as_json, train=train)
     write_report(page(outcome), report)
     if as_json:
         render.emit(payload(outcome, report, folder))
@@ -106,7 +108,7 @@ def _fresh(home: Path | None) -> Path:
     return FOLDER
 
 
-def _run(here: Session, console: Console, *, quiet: bool) -> Outcome:
+def _run(here: Session, console: Console, *, quiet: bool, train: bool) -> Outcome:
     from memweave.demo import conversation, questions
 
     say: Say = _nothing if quiet else console.print
@@ -135,6 +137,8 @@ def _run(here: Session, console: Console, *, quiet: bool) -> Outcome:
     _heading(say, "Retrieval", "share of the messages behind an answer that are among the first k memories found, %")
     recall = _recall(here, asked)
     _show_recall(recall, say)
+
+    learned = _learn(console, say) if train else None
     return Outcome(
         turns=turns,
         ops=here.bank.log(scope=here.scope),
@@ -143,6 +147,7 @@ def _run(here: Session, console: Console, *, quiet: bool) -> Outcome:
         questions=answered,
         undo=undo,
         recall=recall,
+        learning=learned,
         embedding=here.bank.embedder.model_id,
         model=here.settings.model,
         seconds=seconds,
@@ -261,3 +266,26 @@ def _show_recall(rows: Sequence[RecallRow], say: Say) -> None:
         style = "bold" if row.name == "all" else None
         render.row(made, row.name, row.questions, *(f"{100 * share:.0f}" for _, share in row.recall), style=style)
     say(made)
+
+
+def _learn(console: Console, say: Say) -> LearningStory | None:
+    """Train a small policy, and show what came of it; without the packages for it, say so."""
+    _heading(say, "Learning", "a small policy is trained to manage memory; reward = right answers, nothing else")
+    if lacking := learning.missing():
+        say(Text(f"Left out: {', '.join(lacking)} missing. pip install 'memweave[local,train]'", style="yellow"))
+        return None
+    with console.status("training ...") as status:
+        story = learning.learn(status.update)
+    made = render.table("manager", "exact match", "memories", right=["exact match", "memories"])
+    for each in story.managers:
+        render.row(made, each.name, f"{100 * each.exact_match:.0f}", f"{each.memories:.1f}")
+    say(made)
+    say(
+        Text(
+            f"\n{len(story.rewards)} steps, {story.episodes} episodes in {story.seconds:.0f} s: exact match "
+            f"{100 * story.before:.0f} before, {100 * story.after:.0f} after, on {story.questions} questions about "
+            f"{story.dialogues} unseen dialogues.",
+            style="bold",
+        )
+    )
+    return story

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean as mean
 from typing import Final
 
 from memweave import __version__
 from memweave.cli import render
+from memweave.cli.learning import LearningStory
 from memweave.cli.report import AskedQuestion, RecallRow, Report, UndoStory
 from memweave.records import MemoryOp, Turn
 
@@ -29,6 +30,8 @@ class Outcome:
     questions: Sequence[AskedQuestion]
     undo: UndoStory | None
     recall: Sequence[RecallRow]
+    learning: LearningStory | None
+    """`None` when it was left out."""
     embedding: str
     model: str
     seconds: float
@@ -54,6 +57,7 @@ def page(outcome: Outcome) -> Report:
         questions=outcome.questions,
         undo=outcome.undo,
         recall=outcome.recall,
+        learning=outcome.learning,
         footer=f"memweave {__version__}. Embedding: {outcome.embedding}. Policies: {outcome.model}. "
         f"Reading and answering took {outcome.seconds:.1f} s.",
     )
@@ -75,6 +79,7 @@ def payload(outcome: Outcome, report: Path, home: Path) -> dict[str, object]:
         "undo": story and {"operation": str(story.undone.id), "question": story.question,
                            "answer_before": story.answer_before, "answer_after": story.answer_after},
         "recall": {row.name: {str(k): share for k, share in row.recall} for row in outcome.recall},
+        "learning": outcome.learning and asdict(outcome.learning),
         "embedding": outcome.embedding,
         "model": outcome.model,
         "seconds": outcome.seconds,

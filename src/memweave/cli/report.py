@@ -13,6 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
+from memweave.cli.learning import Learner, LearningStory
 from memweave.cli.markup import cell, change, section, sign, table, text
 from memweave.cli.render import day
 from memweave.cli.timeline import timeline
@@ -69,6 +70,7 @@ class Report:
     questions: Sequence[AskedQuestion]
     undo: UndoStory | None
     recall: Sequence[RecallRow]
+    learning: LearningStory | None
     footer: str
 
 
@@ -80,6 +82,7 @@ def write_report(report: Report, path: Path) -> None:
         _questions(report.questions),
         _undo(report.undo),
         _recall(report.recall),
+        _learning(report.learning),
         _log(report.ops),
     )
     page = template.substitute(
@@ -148,6 +151,28 @@ def _recall_row(row: RecallRow) -> str:
     )
     kind = ' class="all"' if row.name == "all" else ""
     return f'<tr{kind}><td>{text(row.name)}</td><td class="n">{row.questions}</td>{values}</tr>'
+
+
+def _learning(story: LearningStory | None) -> str:
+    if story is None:
+        return ""
+    lead = (
+        f"A small policy was trained for {len(story.rewards)} steps ({story.episodes} episodes, {story.seconds:.0f} s) to manage "
+        f"memory; its only reward is whether questions are answered right afterwards. Exact match on {story.questions} questions "
+        f"about {story.dialogues} dialogues that it was not trained on; the answerer is the same for all."
+    )
+    made = table(
+        ("manager", "exact match", "memories"), map(_learner_row, story.managers), numeric=("exact match", "memories")
+    )
+    return section("Learning", lead, f'<div class="scroll">{made}</div>')
+
+
+def _learner_row(learner: Learner) -> str:
+    share = f"{100 * learner.exact_match:.0f}"
+    return (
+        f'<tr><td>{text(learner.name)}</td><td class="n meter" style="--v:{share}%">{share}</td>'
+        f'<td class="n">{learner.memories:.1f}</td></tr>'
+    )
 
 
 def _log(ops: Sequence[MemoryOp]) -> str:

@@ -20,7 +20,7 @@ def recipes() -> dict[str, Recipe]:
     from memweave.recipes.token_class import TOKEN_CLASS
     from memweave.recipes.two_node import TWO_NODE
 
-    return {recipe.name: recipe for recipe in (MEMORY_R1_MANAGER, MEMORY_R1_ANSWERER, TOKEN_CLASS, TWO_NODE)}
+    return {recipe.name: recipe for recipe in (TOKEN_CLASS, TWO_NODE, MEMORY_R1_MANAGER, MEMORY_R1_ANSWERER)}
 
 
 def find_recipe(name: str) -> Recipe:
