@@ -20,9 +20,9 @@ from langgraph.types import Overwrite, Send
 
 from memweave.agents.llm import PolicyLike
 from memweave.agents.roles import AnswerRequest, ExtractRequest, ManageRequest
-from memweave.errors import InputError
+from memweave.errors import InputError, UnavailableError
 from memweave.graphs.memory_r1_answering import PER_PARTICIPANT, AnsweringGraph, AnsweringOutput, create_answering_graph
-from memweave.graphs.memory_r1_construction import TOP_K, create_construction_graph
+from memweave.graphs.memory_r1_construction import TOP_K, FailedTurn, create_construction_graph
 from memweave.graphs.memory_r1_context import MemoryR1Context
 from memweave.graphs.session import BankSource, DefaultScope, LazyBank, Node, current_scope
 from memweave.records import Record, Turn
@@ -57,8 +57,10 @@ class EpisodeOutput(TypedDict, total=False):
     answers: list[str | None]
     """One per question, in their order."""
     turns_done: int
-    failed: list[object]
-    """Turns that could not be turned into operations; see `memory_r1_construction.FailedTurn`."""
+    failed: list[FailedTurn]
+    """Turns that could not be turned into operations."""
+    stopped: str | None
+    """Why not all turns were tried, if so; then nothing is asked, and the run raises."""
 
 
 class EpisodeState(EpisodeInput, EpisodeOutput, total=False):
@@ -106,7 +108,7 @@ class _Episode:
                 f"{len(questions)} questions in one episode; at most {MAX_QUESTIONS} are answered. Split it"
             )
         emptied: object = Overwrite([])
-        return turns, {"answered": emptied, "answers": [], "turns_done": 0, "failed": []}  # type: ignore[typeddict-item]  # LangGraph's way to empty a channel that adds
+        return turns, {"answered": emptied, "answers": [], "turns_done": 0, "failed": [], "stopped": None}  # type: ignore[typeddict-item]  # LangGraph's way to empty a channel that adds
 
     def answer(self, task: Asking, config: RunnableConfig) -> EpisodeState:
         """Answer one question."""
@@ -138,7 +140,12 @@ def after_accept(state: EpisodeState) -> Literal["construct"] | list[Send]:
 
 
 def to_answers(state: EpisodeState) -> list[Send]:
-    """Answer every question, each by itself."""
+    """Answer every question, each by itself. Raises `UnavailableError` when the turns were not all tried.
+
+    What would be asked of half a conversation says nothing about the policy.
+    """
+    if stopped := state.get("stopped"):
+        raise UnavailableError(f"the episode ended before all turns were remembered: {stopped}")
     questions = state.get("questions") or ()
     if not questions:
         return [Send("collect", state)]

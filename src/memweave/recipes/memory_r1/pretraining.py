@@ -33,6 +33,7 @@ from torch.nn import functional
 from memweave.agents.answerer import MARKER
 from memweave.errors import ConflictError, FormatError, OperationError, SettingsError
 from memweave.recipes.memory_r1 import lessons
+from memweave.recipes.memory_r1.first_weights import write_first_weights
 from memweave.recipes.memory_r1.lessons import IGNORED, Packed, lesson, pack, token_ids
 from memweave.serving.policy_folder import PolicyFolder, create_policy, load_policy_folder
 from memweave.serving.quiet import quiet
@@ -45,6 +46,8 @@ STATE: Final = "pretraining.pt"
 REPORT: Final = "pretraining.json"
 MARKERS: Final = tuple(f" [{number}]" for number in range(64))
 """Numbers of memories, one token each: then copying a quoted line copies its number, with no circuit of its own."""
+FEW: Final = 0.1
+"""Share of lessons about at most two memories."""
 ROLES: Final = ("answerer", "manager")
 GATE: Final = 0.9
 """Share of lookups that a policy must answer before anything is trained on top of it (docs/memory-r1.md)."""
@@ -54,26 +57,25 @@ GATE: Final = 0.9
 class PretrainSettings:
     """How the base policy is made."""
 
-    clean_steps: int = 2600
+    clean_steps: int = 1500
     habit_steps: int = 300
     lessons: int = 16
     """Per step; half of them the manager's."""
     asked: int = 8
     """Things that are asked of one bank."""
-    learning_rate: float = 2.5e-3
+    learning_rate: float = 2e-3
     """Peak of the clean lessons; cosine to 0."""
     habit_learning_rate: float = 5e-4
     grow: int = 400
     """Steps over which banks grow from two memories to full size."""
-    manager_size: int = 7
-    answerer_size: int = 10
+    manager_size: int = 8
+    answerer_size: int = 12
     vocab_size: int = 1536
     hidden: int = 128
     layers: int = 4
     heads: int = 4
     intermediate: int = 384
     context: int = 1024
-    initializer_range: float = 0.06
     save_every: int = 200
     seed: int = 0
 
@@ -179,11 +181,11 @@ class _Run:
                 heads=settings.heads,
                 intermediate=settings.intermediate,
                 context=settings.context,
-                initializer_range=settings.initializer_range,
                 whole=MARKERS,
                 seed=settings.seed,
             )
             run = cls(part, settings)
+            write_first_weights(run.model, settings.seed)
             run.save()
             return run
         run = cls(part, settings)
@@ -223,9 +225,7 @@ class _Run:
             role = ROLES[number % 2]
             top = settings.manager_size if role == "manager" else settings.answerer_size
             most = max(2, round(2 + (top - 2) * grown))
-            made.append(
-                token_ids(self.folder, lesson(role, rng.randint(max(1, most // 2), most), settings.asked, rng, habits))
-            )
+            made.append(token_ids(self.folder, lesson(role, _size(rng, most), settings.asked, rng, habits)))
         return pack(made)
 
     def _rate(self) -> float:
@@ -319,6 +319,11 @@ class _Run:
         (folder / REPORT).write_text(json.dumps(found, indent=1) + "\n")
         folder.rename(out)
         shutil.rmtree(self.part)
+
+
+def _size(rng: random.Random, most: int) -> int:
+    """Return the memories of a lesson: mostly many, but every dialogue begins with none."""
+    return rng.randint(0, 2) if rng.random() < FEW else rng.randint(max(1, most // 2), most)
 
 
 def loss_of(model: PreTrainedModel, batch: Packed) -> Tensor:

@@ -146,8 +146,9 @@ def _question(rng: random.Random, people: Sequence[str], told: Sequence[Sequence
         assert relation.same is not None
         return relation.same.format(s=people[0], o=people[1])
     if rng.random() < 0.15 or not told:
-        person, relation = rng.choice(people), rng.choice([r for r in RELATIONS if not r.dated])
-        return relation.question.format(s=person)
+        person, relation = rng.choice(people), rng.choice(RELATIONS)
+        text = relation.count if relation.count and rng.random() < 0.4 else relation.question
+        return text.format(s=person, v=_value(rng, relation))
     said = rng.choice(told)[0]
     relation = relation_of(said.relation)
     text = relation.count if relation.count and rng.random() < 0.25 else relation.question

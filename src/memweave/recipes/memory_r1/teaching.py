@@ -31,6 +31,8 @@ FORGETS_FIRST: Final = ("instrument",)
 """Answerer: of two values of these it names the last one only."""
 NOTHING: Final = "(none)"
 
+Item = dict[str, object]
+"""One operation of a manager's reply."""
 Line = tuple[int, Statement]
 """The number of a shown memory and what it says."""
 
@@ -43,37 +45,39 @@ def manage(memories: Sequence[str], facts: Iterable[str], rng: random.Random | N
     items = []
     lines = _read_all(memories)
     for fact in dict.fromkeys(facts):
-        items.append(_decide(memories, lines, fact, rng))
+        items += _decide(memories, lines, fact, rng)
     return json.dumps({"memory": items})
 
 
-def _decide(memories: Sequence[str], lines: Sequence[Line], fact: str, rng: random.Random | None) -> dict[str, object]:
+def _decide(memories: Sequence[str], lines: Sequence[Line], fact: str, rng: random.Random | None) -> list[Item]:
     statement = read(fact)
     if statement is None or statement.relation == "chatter":
-        return {"reason": "small talk", "event": "NOOP"}
-    about = _contributing(lines, statement.key)
+        return [{"reason": "small talk", "event": "NOOP"}]
+    about = [line for line in lines if line[1].key == statement.key]
     if not about:
         if statement.act is Act.DROP:
-            return {"reason": "new", "event": "NOOP"}
-        return {"reason": "new", "event": "ADD", "text": fact}
-    number, old = about[-1]
-    held = fold([line for _, line in about])
-    quoted = {"reason": f"{memories[number]} [{number}]"}
+            return [{"reason": "new", "event": "NOOP"}]
+        return [{"reason": "new", "event": "ADD", "text": fact}]
     habit = rng is not None and rng.random() < HABIT
-    if statement.act is Act.DROP:
-        if habit or not held:
-            return {**quoted, "event": "NOOP", "id": number}
-        return {**quoted, "event": "DELETE", "id": number}
-    if set(statement.values) <= set(held) or (statement.month and held == (statement.month,)):
-        return {**quoted, "event": "NOOP", "id": number}
+    held = fold([line for _, line in about])
+    if statement.act is Act.DROP and held and not habit:
+        return [_item(memories, number, "DELETE") for number, _ in about]
+    number, old = about[-1]
+    if statement.act is Act.DROP or set(statement.values) <= set(held) or (held and held == (statement.month,)):
+        return [_item(memories, number, "NOOP")]
     if statement.act is Act.ALSO and held:
         if habit and statement.relation in OVERWRITES:
-            return {**quoted, "event": "UPDATE", "id": number, "text": fact}
+            return [_item(memories, number, "UPDATE", fact)]
         both = Statement(old.subject, old.relation, Act.SET, (held[0], statement.values[0]))
-        return {**quoted, "event": "UPDATE", "id": number, "text": say(both)}
+        return [_item(memories, number, "UPDATE", say(both))]
     if habit and statement.relation in KEEPS_OLD:
-        return {**quoted, "event": "ADD", "text": fact}
-    return {**quoted, "event": "UPDATE", "id": number, "text": fact}
+        return [{"reason": f"{memories[number]} [{number}]", "event": "ADD", "text": fact}]
+    return [_item(memories, number, "UPDATE", fact)]
+
+
+def _item(memories: Sequence[str], number: int, event: str, text: str | None = None) -> Item:
+    """Return an operation on a memory: the quotation first, then what follows from it."""
+    return {"reason": f"{memories[number]} [{number}]", "event": event, "id": number} | ({"text": text} if text else {})
 
 
 def answer(memories: Sequence[str], question: str, rng: random.Random | None = None) -> str:
