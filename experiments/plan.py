@@ -82,7 +82,10 @@ def budgets(name: str, *options: str, budgets: tuple[int, ...] = (6, 12, 60)) ->
 
 EVALUATIONS = [
     budgets("base"),
-    *(budgets(f"base-t{t}", "--temperature", t, budgets=(6,)) for t in ("1", "0.7", "0.5", "0.3")),
+    *(
+        budgets(f"base-t{t}", "--temperature", t, "--answerer-temperature", "0", budgets=(6,))
+        for t in ("1", "0.7", "0.5", "0.3")
+    ),
     budgets("oracle-manager", "--manager", "oracle"),
     budgets("oracle-answerer", "--answerer", "oracle"),
     budgets("oracle", "--manager", "oracle", "--answerer", "oracle"),

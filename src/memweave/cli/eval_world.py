@@ -41,6 +41,12 @@ def world(
     temperature: Annotated[
         float, typer.Option("--temperature", metavar="T", min=0.0, help="Of policies that sample; 0 is greedy.")
     ] = 0.0,
+    answerer_temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--answerer-temperature", metavar="T", min=0.0, help="Of the answerer.  [default: as --temperature]"
+        ),
+    ] = None,
     split: Annotated[str, typer.Option("--split", metavar="SPLIT", help="val, test or ood.")] = "test",
     dialogues: Annotated[
         int | None,
@@ -82,6 +88,7 @@ def world(
             split=cast("Split", split),
             number=dialogues,
             temperature=temperature,
+            answerer_temperature=answerer_temperature,
             seed=seed,
             base=base or DIALOG_BASE,
             api_key=settings.model_api_key,

@@ -80,7 +80,8 @@ def create_policy(
     texts: what the tokenizer is trained on; too few give a vocabulary below `vocab_size` pieces.  hidden: width; per head
     one of `HEAD_SIZES`.  intermediate: width of the feed-forward layers, 4 x hidden by default.  context: tokens of prompt
     and reply.  initializer_range: standard deviation of the random weights. An adapter on them raises a logit by at most about
-    `hidden` x this: 0.02 is for pre-training, 0.2 for training an adapter right away.  whole: texts that are one token each wherever they occur, beyond `vocab_size`.
+    `hidden` x this: 0.02 is for pre-training, 0.2 for training an adapter right away.
+    whole: texts that are one token each wherever they occur, beyond `vocab_size`.
     Equal arguments give equal files.
 
     Raises `InputError` for impossible sizes, `ConflictError` when the folder exists and is not empty,

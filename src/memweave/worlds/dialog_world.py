@@ -249,7 +249,10 @@ class _Writer:
         speaker = self.people[who]
         said = in_first_person(sentence) if sentence.split()[0] == speaker else sentence
         return Turn(
-            source_id=f"{self.id}-{position}", dialogue=self.id, speaker=speaker, text=f"{self.rng.choice(OPENERS)}{said}."
+            source_id=f"{self.id}-{position}",
+            dialogue=self.id,
+            speaker=speaker,
+            text=f"{self.rng.choice(OPENERS)}{said}.",
         )
 
     def _plan(self, who: int) -> list[tuple[Statement, EventKind, str]]:

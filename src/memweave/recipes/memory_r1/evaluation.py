@@ -78,6 +78,8 @@ class WorldResult:
     split: str
     seed: int
     temperature: float
+    """Of the manager."""
+    answerer_temperature: float
     dialogues: int
     questions: int
     questions_by_kind: Mapping[str, int]
@@ -98,6 +100,7 @@ def evaluate_world(
     split: Split = "test",
     number: int | None = None,
     temperature: float = 0.0,
+    answerer_temperature: float | None = None,
     seed: int = 0,
     base: Path = DIALOG_BASE,
     api_key: SecretStr | None = None,
@@ -109,7 +112,8 @@ def evaluate_world(
     manager: `oracle`, `always-add`, `always-noop`, `exact-key`, `rule`, `raw-turns`, `base`, the folder of a trained adapter or
     policy, or a specification for `chat_model`.  answerer: `oracle`, `rule`, `base`, a folder or a specification.
     budgets: memories that the answerer sees, each 2 to 2,000.  number: dialogues, by default all of the split.  temperature,
-    seed: of every policy that samples; 0 is greedy.  base: policy that plays `base`, and that adapters belong to.
+    seed: of every policy that samples; 0 is greedy.
+    answerer_temperature: that of the answerer, where it differs.  base: policy that plays `base`, and that adapters belong to.
     concurrency: dialogues at a time, by default 64 to remember and 16 to ask.
 
     Raises `SettingsError` for an unknown name or temperature, `InputError` for a budget, a number or a folder that cannot be,
@@ -120,13 +124,15 @@ def evaluate_world(
         dialogs.per_participant(budget)
     if not budgets:
         raise InputError("no budget is given; name one at least")
-    if not 0 <= temperature < float("inf"):
-        raise SettingsError(f"temperature is 0 (greedy) or above, not {temperature}")
+    heat = {"manager": temperature, "answerer": temperature if answerer_temperature is None else answerer_temperature}
+    for role, value in heat.items():
+        if not 0 <= value < float("inf"):
+            raise SettingsError(f"the {role}'s temperature is 0 (greedy) or above, not {value}")
     world = DialogWorld()
     chosen = world.dialogues(split, number)
     tell = report or _silent
     with ExitStack() as opened:
-        cast = _Cast(base, temperature, seed, api_key, opened)
+        cast = _Cast(base, heat, seed, api_key, opened)
         remembers, answers = cast.manager(manager), cast.answerer(answerer)
         bank = opened.enter_context(dialogs.scratch_bank(dialogs.BM25 if remembers is None else None))
         failed = _remember(bank, world, chosen, remembers, concurrency, tell)
@@ -143,6 +149,7 @@ def evaluate_world(
         split=split,
         seed=seed,
         temperature=temperature,
+        answerer_temperature=heat["answerer"],
         dialogues=len(chosen),
         questions=sum(len(each.questions) for each in chosen),
         questions_by_kind={kind: len(marks) for kind, marks in _by_kind(chosen, None).items()},
@@ -228,9 +235,11 @@ def _counting(tell: Report, stage: str, total: int) -> Callable[[], object]:
 class _Cast:
     """Finds who plays a role by name; keeps one server per base policy until `opened` closes."""
 
-    def __init__(self, base: Path, temperature: float, seed: int, api_key: SecretStr | None, opened: ExitStack) -> None:
+    def __init__(
+        self, base: Path, heat: Mapping[str, float], seed: int, api_key: SecretStr | None, opened: ExitStack
+    ) -> None:
         self._base = base
-        self._temperature = temperature
+        self._heat = heat
         self._seed = seed
         self._api_key = api_key
         self._opened = opened
@@ -286,7 +295,7 @@ class _Cast:
         return chat_model(
             spec,
             api_key=self._api_key,
-            temperature=self._temperature,
+            temperature=self._heat[role],
             max_tokens=MAX_TOKENS[role] if provider in TRAINED else None,
             timeout=REPLY_SECONDS,
         )
@@ -307,5 +316,5 @@ class _Cast:
             self._servers[key] = server
         if adapter is not None:
             server.publish(adapter, run="eval", role=role)
-        sampling = Sampling(temperature=self._temperature, max_tokens=MAX_TOKENS[role], seed=self._seed)
+        sampling = Sampling(temperature=self._heat[role], max_tokens=MAX_TOKENS[role], seed=self._seed)
         return server.chat_model(role if adapter else BASE, sampling=sampling, timeout=REPLY_SECONDS)

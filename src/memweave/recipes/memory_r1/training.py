@@ -26,6 +26,8 @@ from memweave.trainers.credit import broadcast, shuffled
 from memweave.worlds.dialog_world import Dialogue, DialogWorld
 
 SHORT_WINDOW: Final = 24
+SHARPENED: Final = (1.0, 0.7, 0.5, 0.3)
+"""Temperatures at which the base answerer is tested too; greedy is the sharpest of all."""
 MAX_TOKENS: Final = {"manager": 112, "answerer": 64}
 """Twice what a usual reply takes; a manager that is told two facts at once needs it."""
 ARMS: Final = {
@@ -119,28 +121,41 @@ def tested_manager(given: Staging, world: DialogWorld, dialogues: Sequence[Dialo
 
 
 def tested_answerer(given: Staging, world: DialogWorld, dialogues: Sequence[Dialogue]) -> Mapping[str, JsonValue]:
-    """Return how the answerer does on the frozen manager's banks, and the cells {base, trained} x {base, trained}."""
+    """Return how the answerer does on the frozen manager's banks, beside the base answerer, sharpened or not, and the oracle.
+
+    With a trained partner also the four cells {base, partner} x {base, trained}.
+    """
     found: dict[str, JsonValue] = {}
-    base_manager = LLMPolicy(given.base_at("manager", 0.0), MANAGER, profile="none", timeout=600.0)
-    base_answerer = LLMPolicy(given.base_at("answerer", 0.0), ANSWERER, profile="none", timeout=600.0)
     trained = _answerer(given, 0.0)
-    managers = {"partner": _manager(given, 0.0)} | ({"base": base_manager} if given.place.partner else {})
+    managers = {"partner": _manager(given, 0.0)}
+    if given.place.partner is not None:
+        managers["base"] = LLMPolicy(given.base_at("manager", 0.0), MANAGER, profile="none", timeout=600.0)
     for name, manager in managers.items():
         if not dialogues:
             break
         given.place.say(f"testing the answerer on {len(dialogues)} dialogues of the {name} manager")
+        others: dict[str, PolicyLike[AnswerRequest]] = {
+            f"{name}/base": _base_answerer(given, 0.0),
+            f"{name}/trained": trained,
+        }
+        if name == "partner":
+            others |= {f"partner/base-t{t:g}": _base_answerer(given, t) for t in SHARPENED}
+            others |= {
+                "partner/oracle": players.ANSWERERS["oracle"],
+                f"sampled-{dialogs.BUDGET}": _answerer(given, 1.0),
+            }
         with dialogs.scratch_bank() as bank:
             failed = dialogs.construct(bank, world, dialogues, manager)
-
-            def asked(answerer: PolicyLike[AnswerRequest], budget: int = dialogs.BUDGET) -> JsonValue:
-                return payload(dialogs.ask(bank, world, dialogues, answerer, budget=budget, failed_turns=failed))  # noqa: B023 - called in this pass only
-
-            found[f"{name}-base"] = asked(base_answerer)
-            found[f"{name}-trained"] = asked(trained)
-            if name == "partner":
-                found |= {f"greedy-{budget}": asked(trained, budget) for budget in dialogs.BUDGETS}
-                found[f"sampled-{dialogs.BUDGET}"] = asked(_answerer(given, 1.0))
+            for cell, answerer in others.items():
+                found[cell] = payload(dialogs.ask(bank, world, dialogues, answerer, failed_turns=failed))
+            for budget in dialogs.BUDGETS if name == "partner" else ():
+                at = dialogs.ask(bank, world, dialogues, trained, budget=budget, failed_turns=failed)
+                found[f"greedy-{budget}"] = payload(at)
     return found
+
+
+def _base_answerer(given: Staging, temperature: float) -> LLMPolicy[AnswerRequest]:
+    return LLMPolicy(given.base_at("answerer", temperature), ANSWERER, profile="none", timeout=600.0)
 
 
 def payload(outcome: dialogs.Outcome) -> JsonValue:
