@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,17 +32,18 @@ KEPT_ARMS = ("grpo",)
 """Adapters of these arms are kept: other runs and evaluations use them."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=__doc__)
-Only = Annotated[str | None, typer.Option("--only", help="Only this recipe.")]
+Only = Annotated[str | None, typer.Option("--only", help="Only this recipe, or dialog-world: its evaluations.")]
+Match = Annotated[str, typer.Option("--match", help="Only runs whose name matches this pattern (regular expression).")]
 
 
-def wanted(only: str | None) -> list[Run]:
-    """Return the runs of the plan, or those of one recipe."""
-    return [run for run in PLAN if only in (None, run.recipe)]
+def wanted(only: str | None, match: str = "") -> list[Run]:
+    """Return the runs of the plan, or those of one recipe whose names match."""
+    return [run for run in PLAN if only in (None, run.recipe) and re.search(match, run.name)]
 
 
-def evaluations(only: str | None) -> list[Evaluation]:
+def evaluations(only: str | None, match: str = "") -> list[Evaluation]:
     """Return the evaluations of the plan, which go by the name of their world."""
-    return EVALUATIONS if only in (None, "dialog-world") else []
+    return [each for each in EVALUATIONS if only in (None, "dialog-world") and re.search(match, each.name)]
 
 
 @app.command("list")
@@ -54,10 +56,13 @@ def list_(only: Only = None) -> None:
 
 
 @app.command()
-def run(only: Only = None) -> None:
-    """Do what is open, one run after the other; a run that was cut off goes on from its last checkpoint."""
-    todo = [run for run in wanted(only) if not run.file(RESULTS).exists()]
-    asked = [each for each in evaluations(only) if not each.file(RESULTS).exists()]
+def run(only: Only = None, match: Match = "") -> None:
+    """Do what is open, one run after the other; a run that was cut off goes on from its last checkpoint.
+
+    Two queues at once must have different patterns.
+    """
+    todo = [run for run in wanted(only, match) if not run.file(RESULTS).exists()]
+    asked = [each for each in evaluations(only, match) if not each.file(RESULTS).exists()]
     print(f"{len(todo)} runs and {len(asked)} evaluations to do", file=sys.stderr)
     for number, one in enumerate(asked, 1):
         print(f"[{number}/{len(asked)}] {one.name}", file=sys.stderr)

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from memweave.cli.learning import Learner, LearningStory
 from memweave.cli.report import AskedQuestion, RecallRow, Report, UndoStory, write_report
 from memweave.memory_stores import MemoryBank
 from memweave.records import MemoryOp, OpKind, ProposedOp, Scope, Turn
@@ -60,6 +61,18 @@ def report(bank: MemoryBank, scope: Scope) -> Report:
         ],
         undo=UndoStory(update, "Where?", "Utrecht", HOSTILE),
         recall=[RecallRow("current", 1, ((1, 0.5), (5, 1.0))), RecallRow("all", 2, ((1, 0.25), (5, 0.75)))],
+        learning=LearningStory(
+            managers=(
+                Learner("base policy", 0.25, 9.04),
+                Learner(f"after {HOSTILE}", 0.625, 7.5),
+                Learner("perfect", 1.0, 6.0),
+            ),
+            rewards=(0.125, 0.5),
+            dialogues=6,
+            questions=90,
+            episodes=128,
+            seconds=61.4,
+        ),
         footer=HOSTILE,
     )
 
@@ -71,7 +84,7 @@ def parse(path: Path) -> ElementTree.Element:
 def test_page_is_well_formed_and_has_every_section(report: Report, tmp_path: Path) -> None:
     write_report(report, tmp_path / "report.html")
     titles = [node.text for node in parse(tmp_path / "report.html").iter("h2")]
-    assert titles == ["What is remembered", "Questions", "Undo", "Retrieval", "Operations"]
+    assert titles == ["What is remembered", "Questions", "Undo", "Retrieval", "Learning", "Operations"]
 
 
 def test_text_from_outside_cannot_become_markup(report: Report, tmp_path: Path) -> None:
@@ -104,8 +117,31 @@ def test_timeline_shows_versions_ticks_and_what_is_gone(report: Report, tmp_path
     assert gone.findall(".//i[@class='last']") == []
 
 
+def test_what_was_learned_stands_beside_what_does_not_learn(report: Report, tmp_path: Path) -> None:
+    write_report(report, tmp_path / "report.html")
+    page = parse(tmp_path / "report.html")
+    (section,) = [node for node in page.iter("section") if "Learning" in [title.text for title in node.iter("h2")]]
+    rows = [["".join(cell.itertext()) for cell in row] for row in section.iter("tr")]
+    assert rows[0] == ["manager", "exact match", "memories"]
+    assert [row[1:] for row in rows[1:]] == [["25", "9.0"], ["62", "7.5"], ["100", "6.0"]]
+    assert rows[2][0].startswith("after <script>")
+    assert [cell.get("style") for row in section.iter("tr") for cell in row if cell.get("style")] == [
+        "--v:25%", "--v:62%", "--v:100%",
+    ]  # fmt: skip
+    said = "".join(section.itertext())
+    assert "2 steps (128 episodes, 61 s)" in said
+    assert "90 questions about 6 dialogues" in said
+
+
+def test_a_story_knows_before_and_after(report: Report) -> None:
+    assert report.learning is not None
+    assert (report.learning.before, report.learning.after) == (0.25, 0.625)
+
+
 def test_an_empty_report_is_a_page_too(tmp_path: Path) -> None:
-    empty = Report(title="t", lead="", tiles=(), turns=(), ops=(), questions=(), undo=None, recall=(), footer="")
+    empty = Report(
+        title="t", lead="", tiles=(), turns=(), ops=(), questions=(), undo=None, recall=(), learning=None, footer=""
+    )
     write_report(empty, tmp_path / "report.html")
     assert list(parse(tmp_path / "report.html").iter("h2")) == []
 
@@ -119,7 +155,9 @@ def test_two_thousand_memories_fit_on_one_page(bank: MemoryBank, scope: Scope, t
         for t in turns
     ]
     ops = bank.apply(proposals, scope=scope)
-    many = Report(title="t", lead="", tiles=(), turns=turns, ops=ops, questions=(), undo=None, recall=(), footer="")
+    many = Report(
+        title="t", lead="", tiles=(), turns=turns, ops=ops, questions=(), undo=None, recall=(), learning=None, footer=""
+    )
     before = time.perf_counter()
     write_report(many, tmp_path / "report.html")
     assert time.perf_counter() - before < 5

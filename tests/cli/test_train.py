@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from memweave.worlds.dialog_world import DialogWorld
 from tests.serving.stub_vllm import StubVLLM
 
 pytest.importorskip("torch")
@@ -30,8 +31,15 @@ def test_the_list_shows_recipes_arms_and_settings(cli: Cli) -> None:
     assert (shown.code, shown.err) == (0, "")
     for part in ("token-class", "arms: grpo, shuffled", "60 steps of 8 tasks x 8 episodes", "temperature 1"):
         assert part in shown.out
-    first = cli("train", "--list", "--json").json["recipes"][0]
-    assert (first["name"], first["arms"], first["settings"]["steps"]) == ("token-class", ["grpo", "shuffled"], 60)
+    found = {recipe["name"]: recipe for recipe in cli("train", "--list", "--json").json["recipes"]}
+    assert list(found) == ["token-class", "two-node", "memory-r1-manager", "memory-r1-answerer"]
+    first = found["token-class"]
+    assert (first["arms"], first["settings"]["steps"]) == (["grpo", "shuffled"], 60)
+    manager, answerer = found["memory-r1-manager"], found["memory-r1-answerer"]
+    assert answerer["arms"] == ["grpo", "ppo", "shuffled", "sft"]
+    assert manager["arms"] == [*answerer["arms"], "grpo-window24", "grpo-rollout"]
+    columns = {line.index(" arms:") for line in shown.out.splitlines() if " arms:" in line}
+    assert columns == {len("memory-r1-answerer")}  # names of any length stand in one column
 
 
 def test_a_run_and_what_it_says(cli: Cli, tmp_path: Path) -> None:
@@ -72,7 +80,7 @@ def test_json_has_null_where_there_is_no_number(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), "name a recipe: token-class, two-node. See: memweave train --list"),
+        ((), "name a recipe: memory-r1-answerer, memory-r1-manager, token-class, two-node. See: memweave train --list"),
         (("two-nod",), "there is no recipe 'two-nod'. Did you mean two-node?"),
         (("two-node", "--arm", "x"), "has no arm 'x'. There are: per-role, broadcast"),
         (("two-node", "--steps", "0"), "'--steps'"),
@@ -84,6 +92,16 @@ def test_json_has_null_where_there_is_no_number(capsys: pytest.CaptureFixture[st
         (("two-node", "--out", "file"), "file is a file. Name a folder with --out"),
         (("two-node", "--base", "nowhere"), "nowhere is no folder. A policy is a folder with config.json"),
         (("two-node", "--base", "empty"), "empty lacks its config: expected config.json"),
+        (("two-node", "--partner", "empty"), "recipe two-node has one role only; it takes no partner"),
+        (("two-node", "--test-size", "-1"), "'--test-size'"),
+        (
+            ("memory-r1-manager", "--arm", "sft", "--base", "nowhere", "--policy-server", "http://127.0.0.1:1"),
+            "arm sft trains all weights, which a vLLM server cannot take over; run it in-process",
+        ),
+        (
+            ("memory-r1-answerer", "--arm", "grpo-rollout"),
+            "has no arm 'grpo-rollout'. There are: grpo, ppo, shuffled, sft",
+        ),
         (("two-node", "--policy-server", "foo"), "'foo' is not the URL of a server, e.g. http://localhost:8000"),
     ],
 )
@@ -97,6 +115,88 @@ def test_bad_calls_are_one_line_and_make_no_run(
     assert says in result.error
     assert not (tmp_path / "runs").exists()
     assert list((tmp_path / "empty").iterdir()) == []
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a base policy that knows nothing, in a DialogWorld of three short dialogues."""
+    from memweave.recipes.memory_r1 import training
+    from memweave.serving import create_policy
+
+    small = DialogWorld(sessions=1, session_turns=14, keys=2, friend_keys=1, follow_ups=2)
+    monkeypatch.setattr(training, "DialogWorld", lambda: small)
+    monkeypatch.setattr("memweave.worlds.dialog_world.SIZES", {"train": 1, "val": 1, "test": 1})
+    return create_policy(tmp_path / "tiny", ["who lives where"], vocab_size=300, layers=1).path
+
+
+def test_imitation_is_a_run_too(cli: Cli, tiny: Path) -> None:
+    """It has no reward before and after, no episodes and no curves; with --partner it trains beside another policy."""
+    manager = (
+        "train",
+        "memory-r1-manager",
+        "--arm",
+        "sft",
+        *SHORT,
+        "--steps",
+        "3",
+        "--base",
+        str(tiny),
+        "--out",
+        "manager",
+    )
+    result = cli(*manager, "--test-size", "0")
+    assert result.code == 0, result.err
+    first, second = result.out.splitlines()
+    assert first.startswith("memory-r1-manager (sft, seed 0): 3 steps of imitation, ")
+    assert second.startswith("policy ")
+    assert second.endswith(": manager/policy")
+    again = cli(*manager, "--test-size", "0", "--resume", "--json")
+    assert (again.code, again.json["start"], again.json["test"]) == (0, None, {})
+
+    answerer = (
+        "train",
+        "memory-r1-answerer",
+        "--arm",
+        "sft",
+        *SHORT,
+        "--steps",
+        "3",
+        "--base",
+        str(tiny),
+        "--out",
+        "answerer",
+    )
+    partner = cli(*answerer, "--partner", "manager/policy", "--test-size", "0", "--json")
+    assert partner.json["frozen"] == {"manager": again.json["policy_version"]}
+    other = cli(*answerer, "--test-size", "0", "--resume")
+    assert (other.code, other.out) == (2, "")
+    assert f"partner: '{again.json['policy_version']}' then" in other.error
+
+
+def test_a_final_test_is_part_of_what_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from memweave.cli.train import _show
+    from memweave.recipes import RecipeResult, TrainSettings
+
+    result = RecipeResult(
+        recipe="memory-r1-manager", arm="grpo", seed=0, steps=1, server="local", start=0.25, end=0.5, rewards=[0.3],
+        parts={}, seconds=2.0, episodes=4, generated_tokens=1234, excluded=0, logprob_difference=0.0,
+        policy_version="abc", settings=TrainSettings(), policy=tmp_path / "policy",
+        test={"greedy-6": {"score": 0.75, "right": {"test-0000": "1110"}}}, frozen={"answerer": "def"},
+    )  # fmt: skip
+    _show(result, tmp_path)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("mean reward 0.250 -> 0.500 in 1 steps, 4 episodes, 1,234 tokens, 2 s")
+    assert said[1] == "test greedy-6: 0.750"
+
+
+def test_a_base_of_the_package_that_is_not_there_is_not_made_up(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memweave.recipes.running.DIALOG_BASE", tmp_path / "package" / "dialog-world")
+    result = cli("train", "memory-r1-manager", *SHORT)
+    assert result.code == 2
+    assert "dialog-world is no folder. A policy is a folder with config.json" in result.error
+    assert not (tmp_path / "package").exists()
 
 
 def test_a_policy_server_that_is_not_there(cli: Cli, closed_port: Callable[[], int]) -> None:

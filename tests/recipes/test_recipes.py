@@ -6,6 +6,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ import pytest
 
 from memweave.errors import FormatError, InputError, RewardError, SettingsError, UnavailableError
 from memweave.recipes import Place, Recipe, RecipeResult, TrainSettings, find_recipe, recipes
+from memweave.recipes.recipe import Stage, Staging
+from memweave.testing.models import ScriptedChatModel
 from memweave.tracing import Trace, TraceStore, doctor
 from memweave.trainers.rollouts import Task
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
-from memweave.recipes.running import ensure_base, run_recipe  # noqa: E402 - after importorskip
+from memweave.recipes.running import DIALOG_BASE, default_base, ensure_base, run_recipe  # noqa: E402 - after importorskip
 from memweave.serving import LocalServer, create_policy, weights_version  # noqa: E402
 
 SMALL = TrainSettings(steps=2, tasks_per_step=2, group_size=2, eval_tasks=2, concurrency=1, save_every=1)
@@ -51,12 +54,17 @@ def same(one: RecipeResult, other: RecipeResult) -> bool:
 def failing_at(step: int, recipe: Recipe) -> Recipe:
     """Return the recipe with a reward that breaks down in a step of training."""
 
-    def reward(task: Task, output: Any, trace: Trace) -> Any:
-        if trace.iteration == step and task.id.startswith("train"):
-            raise ZeroDivisionError("a fault in the reward")
-        return recipe.reward(task, output, trace)
+    def stage(given: Staging) -> Stage:
+        made = recipe.stage(given)
 
-    return replace(recipe, reward=reward)
+        def reward(task: Task, output: Any, trace: Trace) -> Any:
+            if trace.iteration == step and task.id.startswith("train"):
+                raise ZeroDivisionError("a fault in the reward")
+            return made.reward(task, output, trace)
+
+        return replace(made, reward=reward)
+
+    return replace(recipe, stage=stage)
 
 
 def test_what_a_run_returns(whole: Said) -> None:
@@ -225,15 +233,51 @@ def test_settings_that_are_not_given_stay() -> None:
 
 
 def test_recipes_are_found_by_name() -> None:
-    assert {name: recipe.name for name, recipe in recipes().items()} == {n: n for n in ("token-class", "two-node")}
+    names = ("token-class", "two-node", "memory-r1-manager", "memory-r1-answerer")
+    assert [(name, recipe.name) for name, recipe in recipes().items()] == [(name, name) for name in names]
     with pytest.raises(SettingsError, match="Did you mean two-node"):
         find_recipe("two-nod")
-    with pytest.raises(SettingsError, match="There are: token-class, two-node"):
+    with pytest.raises(SettingsError, match="Did you mean memory-r1-manager"):
+        find_recipe("memory-r1-manger")
+    with pytest.raises(SettingsError, match="There are: memory-r1-answerer, memory-r1-manager, token-class, two-node"):
         find_recipe("poetry")
 
 
+def test_each_recipe_has_a_base_of_its_own(tmp_path: Path) -> None:
+    where = {name: default_base(tmp_path, recipe) for name, recipe in recipes().items()}
+    assert where["token-class"] == where["two-node"] == default_base(tmp_path) == tmp_path / "policies" / "tiny"
+    assert where["memory-r1-manager"] == where["memory-r1-answerer"] == DIALOG_BASE
+    assert DIALOG_BASE.parent.name == "policies"
+
+
+def staged(recipe: Recipe, settings: TrainSettings, opened: ExitStack) -> Stage:
+    """Return the stage that a run with these settings is played on, with a model that always says the same."""
+    model = ScriptedChatModel(lambda messages: '{"memory": []}')
+    return recipe.stage(
+        Staging(
+            arm=next(iter(recipe.arms)),
+            settings=settings,
+            place=Place(out=Path("out"), base=Path("base")),
+            model_of=lambda role: model,
+            model_at=lambda role, temperature: model,
+            base_at=lambda role, temperature: model,
+            open=opened,
+        )
+    )
+
+
 @pytest.mark.parametrize("recipe", recipes().values(), ids=lambda recipe: recipe.name)
-def test_tasks_are_a_function_of_their_seed_and_splits_differ(recipe: Recipe) -> None:
-    assert recipe.tasks("train", 8, 1) == recipe.tasks("train", 8, 1)
-    prompts = {split: {task.input["prompt"] for task in recipe.tasks(split, 8, 0)} for split in ("train", "test")}
-    assert prompts["train"] != prompts["test"]
+def test_tasks_are_a_function_of_their_seed_and_splits_differ(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memweave.worlds.dialog_world.SIZES", {"train": 2, "val": 1, "test": 1})
+    settings = TrainSettings(tasks_per_step=8, eval_tasks=8, seed=1)
+    with ExitStack() as opened:
+        first, again = (staged(recipe, settings, opened) for _ in range(2))
+        assert (first.train, first.held_out) == (again.train, again.held_out)
+        assert len(first.train) >= 8
+        assert len(first.held_out) == 8
+        for attribute in ("id", "input"):
+            train, held_out = (
+                {repr(getattr(task, attribute)) for task in tasks} for tasks in (first.train, first.held_out)
+            )
+            assert train != held_out
+        assert not {task.id for task in first.train} & {task.id for task in first.held_out}

@@ -84,7 +84,7 @@ def learn(tell: Callable[[str], object]) -> LearningStory:
         found = []
         for name, manager in managers.items():
             tell(f"asking about {DIALOGUES} dialogues: {name}")
-            asked = evaluate_world(manager, number=DIALOGUES, split="val")
+            asked = evaluate_world(manager, number=DIALOGUES, split="val", base=DIALOG_BASE)
             budget = next(iter(asked.budgets.values()))
             found.append(Learner(name, budget.score, budget.bank_size))
     return LearningStory(

@@ -53,7 +53,7 @@ def train(
     ] = None,
     base: Annotated[
         Path | None,
-        typer.Option("--base", metavar="FOLDER", help="Base policy.  [default: a tiny one, in the data folder]"),
+        typer.Option("--base", metavar="FOLDER", help="Base policy.  [default: the recipe's own]"),
     ] = None,
     partner: Annotated[
         Path | None,
@@ -107,9 +107,10 @@ def train(
     from memweave.recipes.running import default_base, ensure_base, run_recipe
 
     data = Settings.load(home=home)
-    if base is None:  # only the default is made; a name that was mistyped is an error
+    if base is None:  # only the tiny default is made; a name that was mistyped is an error
         base = default_base(data.home, chosen)
-        ensure_base(base)
+        if chosen.base == "tiny":
+            ensure_base(base)
     place = Place(
         out=folder,
         base=base,
@@ -167,22 +168,32 @@ def _show_list(as_json: bool) -> None:
             }
         )
         return
+    wide = max(map(len, recipes()))
     for each in recipes().values():
         has = each.settings
-        typer.echo(f"{each.name:<14} {each.summary}\n{'':<14} arms: {', '.join(each.arms)}")
+        typer.echo(f"{each.name:<{wide}} {each.summary}\n{'':<{wide}} arms: {', '.join(each.arms)}")
         typer.echo(
-            f"{'':<14} {has.steps} steps of {has.tasks_per_step} tasks x {has.group_size} episodes, learning rate "
+            f"{'':<{wide}} {has.steps} steps of {has.tasks_per_step} tasks x {has.group_size} episodes, learning rate "
             f"{has.learning_rate:g}, temperature {has.temperature:g}"
         )
 
 
 def _show(result: RecipeResult, folder: Path) -> None:
-    typer.echo(
-        f"{result.recipe} ({result.arm}, seed {result.seed}): mean reward {result.start:.3f} -> {result.end:.3f} in "
-        f"{result.steps} steps, {result.episodes} episodes, {result.generated_tokens:,} tokens, {result.seconds:.0f} s"
-    )
+    name = f"{result.recipe} ({result.arm}, seed {result.seed})"
+    if result.start is None or result.end is None:
+        typer.echo(f"{name}: {render.count(result.steps, 'step')} of imitation, {result.seconds:.0f} s")
+    else:
+        typer.echo(
+            f"{name}: mean reward {result.start:.3f} -> {result.end:.3f} in {result.steps} steps, "
+            f"{result.episodes} episodes, {result.generated_tokens:,} tokens, {result.seconds:.0f} s"
+        )
     if result.excluded:
         typer.echo(f"{result.excluded} episodes had no score: memweave traces doctor --store {folder / TRACES}")
+    for cell, found in result.test.items():
+        if isinstance(found, dict) and isinstance(score := found.get("score"), float):
+            typer.echo(f"test {cell}: {score:.3f}")
     typer.echo(f"policy {result.policy_version}: {result.policy}")
+    if result.start is None:
+        return
     typer.echo(f"curves: {folder / 'checkpoints' / 'curves.png'}")
     typer.echo(f"episodes: memweave traces list --store {folder / TRACES}")

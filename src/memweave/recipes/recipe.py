@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 ModelOf = Callable[[str], "BaseChatModel"]
 """Gives the chat model of a role."""
+Examples = Callable[[], Sequence[Sequence[Mapping[str, str]]]]
+"""Gives conversations to imitate."""
 
 
 TRACES: Final = "traces.db"
@@ -113,7 +115,7 @@ class Stage:
     """What episodes work on branches of."""
     actors: tuple[str, ...] | None = None
     """The roles that are trained; `None`: all."""
-    examples: Callable[[], Sequence[Sequence[Mapping[str, str]]]] | None = None
+    examples: Examples | None = None
     """Conversations for an arm that is trained on demonstrations."""
     test: Callable[[], Mapping[str, JsonValue]] | None = None
     """The final evaluation, of what is served when it is called; part of the result."""

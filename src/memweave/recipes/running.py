@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Final, TypedDict
 
 import memweave
 from memweave.errors import OperationError, SettingsError
-from memweave.recipes.recipe import POLICY, TRACES, Arm, Place, Recipe, RecipeResult, Stage, Staging, TrainSettings
+from memweave.recipes.recipe import (
+    POLICY,
+    TRACES,
+    Arm,
+    Examples,
+    Place,
+    Recipe,
+    RecipeResult,
+    Stage,
+    Staging,
+    TrainSettings,
+)
 from memweave.recipes.run_file import claim
 from memweave.serving import DEFAULT_ROLE, PolicyServer
 from memweave.serving.policy_folder import PolicyFolder, load_policy_folder
@@ -26,6 +37,8 @@ if TYPE_CHECKING:
 
 DIALOG_BASE: Final = Path(memweave.__file__).parent / "policies" / "dialog-world"
 """The base policy that knows DialogWorld; made by `memweave.recipes.memory_r1.pretraining`."""
+IMITATED: Final = "imitation.txt"
+"""File within a run's folder: for how many steps it imitates."""
 BASE_SEED: Final = 0
 """Of the tiny base policy: all runs of a recipe start from the same weights."""
 FROZEN: Final = "frozen"
@@ -49,6 +62,10 @@ def run_recipe(recipe: Recipe, settings: TrainSettings, place: Place, *, arm: st
     """
     arm = arm or next(iter(recipe.arms))
     chosen = recipe.arm(arm)
+    if chosen.trainer == "sft" and place.server_url is not None:
+        raise SettingsError(
+            f"arm {arm} trains all weights, which a vLLM server cannot take over; run it in-process (leave out the server)"
+        )
     run = f"{recipe.name}-{arm}-s{settings.seed}"
     base = load_policy_folder(place.base)
     partner = partner_version(recipe, place, base)
@@ -179,16 +196,36 @@ def _imitate(
     """Train on demonstrations, and publish what came of it."""
     if stage.examples is None:
         raise SettingsError(f"recipe {recipe.name} has no demonstrations to imitate")
-    if place.server_url is not None:
+    policy, seconds = place.out / POLICY, 0.0
+    if not (_imitated(place, settings) and place.resume):
+        seconds = _train_on_examples(settings, place, stage.examples)
+    server.publish(policy, run=run, role=DEFAULT_ROLE)
+    return _Learned(
+        start=None, end=None, rewards=[], parts={}, seconds=seconds, episodes=0, generated_tokens=0, excluded=0,
+        logprob_difference=None,
+    )  # fmt: skip
+
+
+def _imitated(place: Place, settings: TrainSettings) -> bool:
+    """Return whether the run in this folder has done its imitation. Raises `SettingsError` when it did so for other steps."""
+    note, done = place.out / IMITATED, (place.out / POLICY).is_dir()
+    if done and (then := int(note.read_text())) != settings.steps:
         raise SettingsError(
-            "an arm that imitates trains all weights, which a vLLM server cannot take over; run it in-process"
+            f"{place.out} imitated for {then} step(s), and its learning rate ended there; it cannot go on to "
+            f"{settings.steps}. Start a new run in another folder"
         )
+    note.write_text(f"{settings.steps}\n")
+    return done
+
+
+def _train_on_examples(settings: TrainSettings, place: Place, made: Examples) -> float:
+    """Train on demonstrations, and return how long that took."""
     from memweave.trainers.sft import SFTSettings, demonstrations, train_sft
 
-    conversations = stage.examples()
+    conversations = made()
     examples = demonstrations(conversations, load_policy_folder(place.base).tokenizer())
     place.say(f"imitating {len(examples)} demonstrations")
-    made = train_sft(
+    return train_sft(
         place.base,
         examples,
         place.out / POLICY,
@@ -201,12 +238,7 @@ def _imitate(
             save_every=settings.save_every,
         ),
         resume=place.resume,
-    )
-    server.publish(made.policy, run=run, role=DEFAULT_ROLE)
-    return _Learned(
-        start=None, end=None, rewards=[], parts={}, seconds=made.seconds, episodes=0, generated_tokens=0, excluded=0,
-        logprob_difference=None,
-    )  # fmt: skip
+    ).seconds
 
 
 def _evaluate(
