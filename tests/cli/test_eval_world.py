@@ -48,6 +48,7 @@ def test_json_is_one_object(cli: Cli) -> None:
         "split": "val",
         "seed": 0,
         "temperature": 0.0,
+        "answerer_temperature": 0.0,
         "dialogues": 2,
         "questions": len(kinds),
         "questions_by_kind": {kind: kinds.count(kind) for kind in sorted(set(kinds))},

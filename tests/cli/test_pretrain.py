@@ -27,7 +27,7 @@ SHORT = ("--clean-steps", "2", "--habit-steps", "1")
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Make everything small but what the options say, let nothing pass but perfection, and use one thread."""
     sizes = {
-        "lessons": 2, "asked": 2, "manager_size": 2, "answerer_size": 2, "vocab_size": 420, "hidden": 64, "layers": 1,
+        "lessons": 2, "asked": 2, "manager_size": 2, "answerer_size": 2, "vocab_size": 420, "hidden": 64, "layers": 3,
         "heads": 2, "intermediate": 64, "context": 512,
     }  # fmt: skip
     before = torch.get_num_threads()

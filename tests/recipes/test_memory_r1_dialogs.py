@@ -261,7 +261,10 @@ def test_an_episode_of_training_with_such_a_prompt_fails_too(scratch: MemoryBank
 
 def test_a_model_that_is_away_leaves_no_half_dialogue(scratch: MemoryBank) -> None:
     val = QUIET.dialogues("val", 1)
-    with pytest.raises(UnavailableError, match="val-0000 was left at turn .*: The model does not answer"):
+    with pytest.raises(
+        UnavailableError,
+        match="val-0000: the episode ended before all turns were remembered: The model does not answer",
+    ):
         dialogs.construct(scratch, QUIET, val, Player[ManageRequest]("away", _away))
     with pytest.raises(UnavailableError, match="does not answer"):
         dialogs.ask(scratch, QUIET, val, Player[AnswerRequest]("away", _away))

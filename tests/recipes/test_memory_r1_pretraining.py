@@ -36,7 +36,7 @@ TINY = PretrainSettings(
     answerer_size=3,
     vocab_size=420,
     hidden=64,
-    layers=1,
+    layers=3,
     heads=2,
     intermediate=64,
     context=512,
@@ -79,7 +79,7 @@ def test_a_run_leaves_a_policy_and_its_report(whole: Path) -> None:
     assert [file.name for file in whole.parent.iterdir()] == ["whole"]
     found = json.loads((whole / "pretraining.json").read_text())
     assert found["settings"] == asdict(TINY)
-    assert found["parameters"] == (420 + len(MARKERS)) * 64 + 4 * (64 * 64) + 3 * 64 + 3 * 64 * 64 + 3 * 64
+    assert found["parameters"] == (420 + len(MARKERS)) * 64 + 3 * (7 * 64 * 64 + 3 * 64 + 2 * 64) + 64
     assert 0 < found["loss"] < 7  # about log 420, that of guessing
     assert found["gate"]["asked"] == 6
     assert found["minutes"] >= 0
@@ -89,13 +89,8 @@ def test_a_run_leaves_a_policy_and_its_report(whole: Path) -> None:
 
 def test_training_changes_the_weights_in_both_phases(whole: Path, tmp_path: Path) -> None:
     pretrain(tmp_path / "clean", replace(TINY, habit_steps=0))
-    from memweave.serving.policy_folder import create_policy
-
-    fresh = create_policy(
-        tmp_path / "fresh", pretraining.texts(0), vocab_size=420, hidden=64, layers=1, heads=2, intermediate=64,
-        context=512, initializer_range=0.06, whole=MARKERS,
-    )  # fmt: skip
-    assert len({weights_version(whole), weights_version(tmp_path / "clean"), fresh.version}) == 3
+    fresh = pretraining._Run.open(tmp_path / "fresh.part", TINY, resume=False).policy()
+    assert len({weights_version(whole), weights_version(tmp_path / "clean"), weights_version(fresh)}) == 3
     clean = json.loads((tmp_path / "clean" / "pretraining.json").read_text())
     assert clean["gate"] == json.loads((whole / "pretraining.json").read_text())["gate"]
 

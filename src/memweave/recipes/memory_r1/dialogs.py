@@ -249,10 +249,6 @@ def construct(
     for dialogue, (output, memories) in zip(
         dialogues, _run(graph, bank, inputs, dialogues, concurrency, tick), strict=True
     ):
-        if output["turns_done"] + len(output["failed"]) < len(dialogue.turns):
-            raise UnavailableError(
-                f"{dialogue.id} was left at turn {output['turns_done']}: {output['failed'][-1].error}"
-            )
         failed += len(output["failed"])
         in_order = [(memory.speaker, memory.text) for memory in sorted(memories, key=said_at)]
         _add(bank, dialogue.id, in_order, "built on a branch")
@@ -311,6 +307,8 @@ def _run(
             with use_bank(await bank.abranch(scope=scope)) as branch:
                 try:
                     output = await graph.ainvoke(given, {"recursion_limit": 100_000}, context={"user": user})  # type: ignore[call-overload]  # a mapping does for a context
+                except UnavailableError as error:
+                    raise UnavailableError(f"{user}: {error}") from error
                 except InputError as error:
                     if isinstance(error.__cause__, ContextLengthError):  # see `players.Fitting`
                         raise ContextLengthError(f"{user}: {error}") from error
