@@ -325,6 +325,10 @@ def launch(base: Path, out: Path, processes: int, port: int) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    return math.sqrt(sum(float((one[key] - other[key]).square().sum()) for key in one))
+
+
 def test_two_processes_make_the_policy_and_the_head_of_one(
     base: Path, tmp_path: Path, closed_port: Callable[[], int]
 ) -> None:
@@ -332,9 +336,10 @@ def test_two_processes_make_the_policy_and_the_head_of_one(
     for name, processes in (("one", 1), ("two", 2)):
         launch(base, tmp_path / name, processes, closed_port())
     one, two = (load_file(tmp_path / name / "policy/model.safetensors") for name in ("one", "two"))
-    assert max(float((one[key] - two[key]).abs().max()) for key in one) <= 1e-5
     start = load_file(base / "model.safetensors")
     assert max(float((one[key] - start[key]).abs().max()) for key in one) > 1e-3
+    # As vectors: Adam makes a full step of a gradient that is only rounding, so single weights differ from machine to machine.
+    assert distance(one, two) <= 1e-3 * distance(one, start)
     heads = [torch.load(tmp_path / name / "checkpoint-3" / HEAD_FILE, weights_only=True) for name in ("one", "two")]
     assert heads[0]["linear.weight"].abs().max() > 1e-3
     torch.testing.assert_close(heads[1], heads[0], rtol=0, atol=1e-5)

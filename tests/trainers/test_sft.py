@@ -123,11 +123,11 @@ def test_memorises_twenty_demonstrations(base: PolicyFolder, examples: list[Exam
         base.path,
         examples,
         tmp_path / "out",
-        SFTSettings(steps=200, batch_size=20, learning_rate=4e-3),
+        SFTSettings(steps=300, batch_size=20, learning_rate=4e-3),
         report=lambda *a: seen.append(a),
     )
     assert result.losses[-1] < 0.05 < 1 < result.losses[0]
-    assert (seen[0][:2], seen[-1][:2]) == ((10, 200), (200, 200))
+    assert (seen[0][:2], seen[-1][:2]) == ((10, 300), (300, 300))
     assert result.examples == 20
     folder = load_policy_folder(result.policy)
     assert folder.version == result.version != base.version

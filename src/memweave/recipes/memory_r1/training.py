@@ -217,11 +217,11 @@ MEMORY_R1_MANAGER: Final = _recipe(
     "manager",
     "Memory-R1's manager on DialogWorld, reward = exact match of the frozen answerer (minutes on a CPU)",
     {**ARMS, "grpo-window24": Arm(lambda seed: broadcast()), "grpo-rollout": Arm(lambda seed: broadcast())},
-    TrainSettings(steps=80, learning_rate=2e-3, lora_rank=16, eval_tasks=32),
+    TrainSettings(steps=60, learning_rate=1e-3, lora_rank=16, eval_tasks=32),
 )
 MEMORY_R1_ANSWERER: Final = _recipe(
     "answerer",
     "Memory-R1's answerer on the banks of a frozen manager, reward = exact match (minutes on a CPU)",
     ARMS,
-    TrainSettings(steps=80, learning_rate=2e-3, lora_rank=16, eval_tasks=32),
+    TrainSettings(steps=60, learning_rate=3e-4, lora_rank=16, eval_tasks=32),
 )
