@@ -124,7 +124,7 @@ def numbered(memories: Sequence[Memory], start: int = 0) -> str:
     """Return one line `- 2023-05-08: text [i]` per memory, numbered by position from `start`.
 
     The number comes last: a policy that quotes a line finds it by its words and copies the number on the way, which small
-    policies learn and which asks nothing of large ones (docs/decisions/0004). Line breaks inside a memory become spaces: a
+    policies learn (docs/decisions/0004). Line breaks inside a memory become spaces: a
     text with "- ... [7]" on a line of its own must not pass for a memory.
     """
     return "\n".join(f"- {one_line(dated(memory))} [{i}]" for i, memory in enumerate(memories, start))

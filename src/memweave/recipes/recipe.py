@@ -32,6 +32,8 @@ TRACES: Final = "traces.db"
 """File within a run's folder: its episodes."""
 POLICY: Final = "policy"
 """Folder within a run's folder: the trained policy."""
+REPLY_SECONDS: Final = 600.0
+"""For one reply, waiting for its turn included."""
 RUN_FILE: Final = "run.json"
 """File within a run's folder: what it was started with."""
 LEAST: Final = {

@@ -14,6 +14,7 @@ import memweave
 from memweave.errors import OperationError, SettingsError
 from memweave.recipes.recipe import (
     POLICY,
+    REPLY_SECONDS,
     TRACES,
     Arm,
     Examples,
@@ -45,8 +46,6 @@ FROZEN: Final = "frozen"
 """Role of the policy server that plays what is not trained."""
 BASE: Final = "base"
 """Role that nothing is published for, so that the base policy plays it."""
-REPLY_SECONDS: Final = 600.0
-"""For one reply, waiting for its turn included."""
 EPISODE_SECONDS: Final = 900.0
 """For one episode; a rollout over a whole dialogue shares the machine with many others."""
 EPISODE_STEPS: Final = 10_000

@@ -21,7 +21,8 @@ from memweave.metrics import hierarchical_bootstrap
 from memweave.models import chat_model, providers
 from memweave.recipes.memory_r1 import dialogs, players
 from memweave.recipes.memory_r1.training import MAX_TOKENS
-from memweave.recipes.running import BASE, DIALOG_BASE, REPLY_SECONDS
+from memweave.recipes.recipe import REPLY_SECONDS
+from memweave.recipes.running import BASE, DIALOG_BASE
 from memweave.serving.adapters import CONFIG as ADAPTER_FILE
 from memweave.tracing import Sampling
 from memweave.worlds.dialog_world import Dialogue, DialogWorld, Split

@@ -20,7 +20,7 @@ from memweave.agents.roles import AnswerRequest, ManageRequest
 from memweave.memory_stores import MemoryBank
 from memweave.recipes.memory_r1 import dialogs, players
 from memweave.recipes.memory_r1.players import Player
-from memweave.recipes.recipe import Arm, Recipe, Stage, Staging, TrainSettings
+from memweave.recipes.recipe import REPLY_SECONDS, Arm, Recipe, Stage, Staging, TrainSettings
 from memweave.serving.tool_text import template_messages
 from memweave.trainers.credit import broadcast, shuffled
 from memweave.worlds.dialog_world import Dialogue, DialogWorld
@@ -83,17 +83,12 @@ def answerer_stage(given: Staging) -> Stage:
 
 def _manager(given: Staging, temperature: float | None) -> LLMPolicy[ManageRequest]:
     model = given.model_of("manager") if temperature is None else given.model_at("manager", temperature)
-    return LLMPolicy(model, MANAGER, profile="none", timeout=model_seconds(model))
+    return LLMPolicy(model, MANAGER, profile="none", timeout=REPLY_SECONDS)
 
 
 def _answerer(given: Staging, temperature: float | None) -> LLMPolicy[AnswerRequest]:
     model = given.model_of("answerer") if temperature is None else given.model_at("answerer", temperature)
-    return LLMPolicy(model, ANSWERER, profile="none", timeout=model_seconds(model))
-
-
-def model_seconds(model: object) -> float:
-    """Return the seconds that a reply of `model` may take, as it was made."""
-    return float(getattr(model, "timeout", None) or 600.0)
+    return LLMPolicy(model, ANSWERER, profile="none", timeout=REPLY_SECONDS)
 
 
 # the final evaluation
@@ -129,7 +124,7 @@ def tested_answerer(given: Staging, world: DialogWorld, dialogues: Sequence[Dial
     trained = _answerer(given, 0.0)
     managers = {"partner": _manager(given, 0.0)}
     if given.place.partner is not None:
-        managers["base"] = LLMPolicy(given.base_at("manager", 0.0), MANAGER, profile="none", timeout=600.0)
+        managers["base"] = LLMPolicy(given.base_at("manager", 0.0), MANAGER, profile="none", timeout=REPLY_SECONDS)
     for name, manager in managers.items():
         if not dialogues:
             break
@@ -155,7 +150,7 @@ def tested_answerer(given: Staging, world: DialogWorld, dialogues: Sequence[Dial
 
 
 def _base_answerer(given: Staging, temperature: float) -> LLMPolicy[AnswerRequest]:
-    return LLMPolicy(given.base_at("answerer", temperature), ANSWERER, profile="none", timeout=600.0)
+    return LLMPolicy(given.base_at("answerer", temperature), ANSWERER, profile="none", timeout=REPLY_SECONDS)
 
 
 def payload(outcome: dialogs.Outcome) -> JsonValue:
