@@ -36,10 +36,29 @@ def pretrain(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was cut off, from its last save.")
     ] = False,
+    distill: Annotated[
+        str | None,
+        typer.Option(
+            "--distill",
+            metavar="FORM",
+            help="How the answerer writes: select_then_answer, or direct or direct_with_filler, the controls of memory "
+            "distillation.  [default: select_then_answer]",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="Where it trains: cpu, cuda, ...")] = "cpu",
     policy: Annotated[
         Path | None,
         typer.Option(
             "--measure", metavar="FOLDER", help="Train nothing; run the gate on this policy.", show_default=False
+        ),
+    ] = None,
+    distractors: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--distractors",
+            metavar="N",
+            help="With --measure: ask the same questions among N memories of other things, 0 to 54; may be repeated.",
+            show_default=False,
         ),
     ] = None,
     as_json: AsJson = False,
@@ -50,20 +69,27 @@ def pretrain(
     code is 1. Ctrl-C stops a run; --resume goes on with it.
     """
     if policy is not None:
-        if out is not None or resume or clean_steps is not None or habit_steps is not None:
-            raise UsageError("--measure only takes --seed and --json. Leave out the rest, or leave out --measure")
+        if out is not None or resume or any(one is not None for one in (clean_steps, habit_steps, distill)):
+            raise UsageError(
+                "--measure only takes --distractors, --seed and --json. Leave out the rest, or leave out --measure"
+            )
         need_training()
-        _measure(policy, seed or 0, as_json=as_json)
+        if distractors:
+            _distract(policy, seed or 0, distractors, as_json=as_json)
+        else:
+            _measure(policy, seed or 0, as_json=as_json)
         return
+    if distractors:
+        raise UsageError("--distractors asks a policy that exists: give it with --measure FOLDER")
     if out is None:
         raise UsageError("name a new folder for the policy: --out FOLDER. To look at one: --measure FOLDER")
     _check_folders(out, _part(out), resume=resume)
     need_training()
     from memweave.recipes.memory_r1.pretraining import PretrainSettings
 
-    given = {"clean_steps": clean_steps, "habit_steps": habit_steps, "seed": seed}
+    given: dict[str, Any] = {"clean_steps": clean_steps, "habit_steps": habit_steps, "distill": distill, "seed": seed}
     settings = PretrainSettings(**{name: value for name, value in given.items() if value is not None})
-    _make(out, settings, resume=resume, as_json=as_json)
+    _make(out, settings, resume=resume, device=device, as_json=as_json)
 
 
 def _part(out: Path) -> Path:
@@ -82,18 +108,19 @@ def _check_folders(out: Path, part: Path, *, resume: bool) -> None:
         raise UsageError(f"{part} holds a run that was cut off. Go on with it (--resume), or remove it")
 
 
-def _make(out: Path, settings: PretrainSettings, *, resume: bool, as_json: bool) -> None:
+def _make(out: Path, settings: PretrainSettings, *, resume: bool, device: str, as_json: bool) -> None:
     from memweave.recipes.memory_r1 import pretraining
+    from memweave.recipes.memory_r1.measuring import GATE
 
     try:
         with _progress() as report:
-            found = pretraining.pretrain(out, settings, resume=resume, report=report)
+            found = pretraining.pretrain(out, settings, resume=resume, report=report, device=device)
     except KeyboardInterrupt:
         if _part(out).exists():
             render.note(f"what was saved is in {_part(out)}; the same command with --resume goes on with it")
         raise
     gate = found["gate"]
-    needed = pretraining.GATE
+    needed = GATE
     missed = None
     if not gate["lookups"] >= needed:
         missed = (
@@ -106,7 +133,7 @@ def _make(out: Path, settings: PretrainSettings, *, resume: bool, as_json: bool)
     else:
         typer.echo(
             f"{out}: {found['parameters']:,} parameters, {settings.clean_steps} + {settings.habit_steps} steps, "
-            f"loss {found['loss']:.3f}, {found['minutes']:.1f} minutes on {found['threads']} threads"
+            f"loss {found['loss']:.3f}, {found['minutes']:.1f} minutes on {found['device']}"
         )
         _show(gate, passed=missed is None, needed=needed)
     if missed is not None:
@@ -115,7 +142,7 @@ def _make(out: Path, settings: PretrainSettings, *, resume: bool, as_json: bool)
 
 
 def _measure(policy: Path, seed: int, *, as_json: bool) -> None:
-    from memweave.recipes.memory_r1.pretraining import GATE, measure
+    from memweave.recipes.memory_r1.measuring import GATE, measure
 
     found = measure(policy, seed)
     if as_json:
@@ -124,6 +151,19 @@ def _measure(policy: Path, seed: int, *, as_json: bool) -> None:
     _show(asdict(found), passed=found.passed, needed=GATE)
     if not found.passed:
         typer.echo("A policy that has learned habits misses it on purpose; what it did before is in pretraining.json.")
+
+
+def _distract(policy: Path, seed: int, counts: list[int], *, as_json: bool) -> None:
+    from memweave.recipes.memory_r1.measuring import with_distractors
+
+    found = with_distractors(policy, seed, counts)
+    if as_json:
+        render.emit({"policy": str(policy), "seed": seed, "distractors": {str(n): each for n, each in found.items()}})
+        return
+    table = render.table("distractors", "right", right=("distractors", "right"))
+    for count, each in found.items():
+        render.row(table, str(count), f"{each['right']:.3f}")
+    render.out().print(table)
 
 
 def _show(gate: Mapping[str, Any], *, passed: bool, needed: float) -> None:

@@ -27,7 +27,7 @@ class Loader:
         if dtype not in DTYPES:
             raise SettingsError(f"dtype is {', '.join(DTYPES)}, not {dtype!r}")
         self._folder, self._dtype = folder, DTYPES[dtype]
-        self._device = _device(device)
+        self._device = find_device(device)
         self._model = self._load(folder)
 
     @property
@@ -89,7 +89,8 @@ def _merge(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     return (weight.double() + scale * (b.double() @ a.double())).to(weight.dtype)
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """Return the device called `name`. Raises `SettingsError` when it cannot be used here."""
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final
 
 
@@ -250,6 +250,7 @@ def say(statement: Statement, way: int = 0, *, change: bool = False) -> str:
     return f"{statement.subject} {phrase.format(**values, m=statement.month)}"
 
 
+@lru_cache(maxsize=16_384)
 def read(sentence: str) -> Statement | None:
     """Return what a sentence of this language says; `None` for any other text.
 

@@ -39,12 +39,21 @@ class Item:
 
     messages: Sequence[BaseMessage]
     reply: str
+    kinds: tuple[str, ...]
+    """What it is counted under: its role, its kind, and `lookups` for a question that a memory answers."""
 
 
-def lesson(role: str, size: int, asked: int, rng: random.Random, habits: random.Random | None) -> list[Item]:
+def lesson(
+    role: str,
+    size: int,
+    asked: int,
+    rng: random.Random,
+    habits: random.Random | None,
+    distill: teaching.Distill = "select_then_answer",
+) -> list[Item]:
     """Return `asked` items about one random bank of at most `size` memories.
 
-    habits: draws whether the teacher follows its habits; `None` for clean labels.
+    habits: draws whether the teacher follows its habits; `None` for clean labels.  distill: how an answerer writes.
     """
     if role == "manager":
         situation = for_manager(rng, size, asked)
@@ -58,18 +67,32 @@ def lesson(role: str, size: int, asked: int, rng: random.Random, habits: random.
                     ManageRequest(facts=tuple(Fact(text=fact, turn=turn) for fact in facts), memories=memories), "none"
                 ),
                 teaching.manage(situation.memories, facts, habits),
+                ("manager", json.loads(teaching.manage(situation.memories, facts))["memory"][0]["event"]),
             )
             for facts in situation.asked
         ]
-    situation = for_answerer(rng, size, asked)
+    return questions(for_answerer(rng, size, asked), habits, distill)
+
+
+def questions(
+    situation: Situation, habits: random.Random | None = None, distill: teaching.Distill = "select_then_answer"
+) -> list[Item]:
+    """Return the items that put the questions of `situation` to an answerer who sees its memories."""
     memories = _records(situation)
-    return [
-        Item(
-            render_answer(AnswerRequest(question=question, memories=memories), "none"),
-            teaching.answer(situation.memories, question, habits),
+    items = []
+    for (question,) in situation.asked:
+        kind = (found := read_question(question)) and found.kind
+        kinds = [kind or "other", *(["lookups"] if kind in ("lookup", "list", "when") else [])]
+        if teaching.answer(situation.memories, question).startswith(teaching.NOTHING):
+            kinds = ["absent"]
+        items.append(
+            Item(
+                render_answer(AnswerRequest(question=question, memories=memories), "none"),
+                teaching.answer(situation.memories, question, habits, distill),
+                ("answerer", *kinds),
+            )
         )
-        for (question,) in situation.asked
-    ]
+    return items
 
 
 _SCOPE = Scope(user="lesson")
@@ -121,9 +144,10 @@ def pack(lessons: Sequence[Sequence[tuple[list[int], list[int]]]], device: str =
         length = len(row_ids)
         ids[i, :length], positions[i, :length] = torch.tensor(row_ids), torch.tensor(row_positions)
         labels[i, :length], part[i, :length] = torch.tensor(row_labels), torch.tensor(row_part)
-    causal = torch.ones(longest, longest, dtype=torch.bool).tril()
+    part = part.to(device)
+    causal = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()
     sees = causal & ((part[:, None, :] == 0) | (part[:, None, :] == part[:, :, None]))
-    return Packed(ids.to(device), positions.to(device), labels.to(device), sees[:, None].to(device))
+    return Packed(ids.to(device), positions.to(device), labels.to(device), sees[:, None])
 
 
 def _row(items: Sequence[tuple[list[int], list[int]]]) -> tuple[list[int], list[int], list[int], list[int]]:
@@ -141,15 +165,3 @@ def _row(items: Sequence[tuple[list[int], list[int]]]) -> tuple[list[int], list[
         labels += [IGNORED] * (len(prompt) - common - 1) + reply + [IGNORED]
         part += [number] * len(rest)
     return ids, positions, labels, part
-
-
-def kinds_of(role: str, item: Item) -> list[str]:
-    """Return under what an item is counted: its role, its kind, and `lookups` for a question that a memory answers."""
-    if role == "manager":
-        decided = json.loads(item.reply)["memory"]
-        return ["manager", decided[0]["event"]]
-    asked = read_question(item.messages[-1].text.rpartition("Question: ")[2])
-    kind = asked.kind if asked else "other"
-    if item.reply.startswith(teaching.NOTHING):
-        return ["answerer", "absent"]
-    return ["answerer", kind, *(["lookups"] if kind in ("lookup", "list", "when") else [])]

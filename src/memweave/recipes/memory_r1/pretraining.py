@@ -20,7 +20,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,14 +30,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from memweave.agents.answerer import MARKER
 from memweave.errors import ConflictError, FormatError, OperationError, SettingsError
-from memweave.recipes.memory_r1 import lessons
 from memweave.recipes.memory_r1.first_weights import write_first_weights
 from memweave.recipes.memory_r1.lessons import IGNORED, Packed, lesson, pack, token_ids
+from memweave.recipes.memory_r1.measuring import measure
+from memweave.recipes.memory_r1.teaching import FORMS, Distill
+from memweave.serving.loading import find_device
 from memweave.serving.policy_folder import PolicyFolder, create_policy, load_policy_folder
 from memweave.serving.quiet import quiet
-from memweave.tracing.records import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,16 +49,16 @@ MARKERS: Final = tuple(f" [{number}]" for number in range(64))
 FEW: Final = 0.1
 """Share of lessons about at most two memories."""
 ROLES: Final = ("answerer", "manager")
-GATE: Final = 0.9
-"""Share of lookups that a policy must answer before anything is trained on top of it (docs/memory-r1.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings:
     """How the base policy is made."""
 
-    clean_steps: int = 1500
+    clean_steps: int = 3000
     habit_steps: int = 300
+    distill: Distill = "select_then_answer"
+    """How the answerer writes. The other forms are controls of memory distillation, not bases for the recipes."""
     lessons: int = 16
     """Per step; half of them the manager's."""
     asked: int = 8
@@ -66,10 +66,10 @@ class PretrainSettings:
     learning_rate: float = 2e-3
     """Peak of the clean lessons; cosine to 0."""
     habit_learning_rate: float = 5e-4
-    grow: int = 400
+    grow: int = 800
     """Steps over which banks grow from two memories to full size."""
     manager_size: int = 8
-    answerer_size: int = 12
+    answerer_size: int = 60
     vocab_size: int = 1536
     hidden: int = 128
     layers: int = 4
@@ -80,6 +80,8 @@ class PretrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.distill not in FORMS:
+            raise SettingsError(f"distill = {self.distill!r}: an answerer writes in one of {', '.join(FORMS)}")
         for name in ("clean_steps", "lessons", "asked", "grow", "manager_size", "answerer_size", "save_every"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} = {getattr(self, name)} must be at least 1")
@@ -90,43 +92,30 @@ class PretrainSettings:
                 raise SettingsError(f"{name} = {getattr(self, name)} must be a number above 0")
 
 
-@dataclass(frozen=True)
-class Gate:
-    """Greedy replies on fresh banks of the world's size, with clean labels."""
-
-    lookups: float
-    """Share of right answers to questions that a memory answers."""
-    answers: float
-    """Share of right answers of all kinds."""
-    operations: float
-    """Share of managers' replies with exactly the right operations."""
-    by_kind: Mapping[str, float]
-    asked: int
-    """Of each role."""
-
-    @property
-    def passed(self) -> bool:
-        """Return whether the policy may be trained further."""
-        return self.lookups >= GATE
-
-
 Report = Callable[[int, int, float], object]
 """Called now and then: steps done, steps in all, mean loss since the last call."""
 
 
 def pretrain(
-    out: Path, settings: PretrainSettings | None = None, *, resume: bool = False, report: Report | None = None
+    out: Path,
+    settings: PretrainSettings | None = None,
+    *,
+    resume: bool = False,
+    report: Report | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Make the base policy in folder `out` and return its report, which is kept there as `pretraining.json`.
 
-    Raises `ConflictError` when `out` exists; `SettingsError` for a resumed run with other settings; `OperationError` when the
-    loss stops being a number.
+    device: where it is trained, `cpu`, `cuda`, ...; measured and used on the CPU.
+
+    Raises `ConflictError` when `out` exists; `SettingsError` for a resumed run with other settings, or a device that is not
+    there; `OperationError` when the loss stops being a number.
     """
     settings, out = settings or PretrainSettings(), Path(out).absolute()
     if out.exists():
         raise ConflictError(f"{out} exists already; choose another folder, or remove it")
     part = out.with_name(out.name + ".part")
-    run = _Run.open(part, settings, resume)
+    run = _Run.open(part, settings, resume, device)
     while True:
         if run.step == settings.clean_steps and run.gate is None:  # also when a run was cut off while it was measured
             run.gate = asdict(measure(run.policy(), settings.seed))
@@ -139,11 +128,11 @@ def pretrain(
 
 
 def texts(seed: int, count: int = 4_000) -> Iterator[str]:
-    """Yield what the tokenizer is trained on: prompts and replies of both roles."""
+    """Yield what the tokenizer is trained on: prompts and replies of both roles, in all forms, so that they share it."""
     rng = random.Random(f"texts:{seed}")
     for number in range(count):
         for role, size in (("manager", 8), ("answerer", 12)):
-            for item in lesson(role, rng.randint(1, size), 2, rng, rng if number % 2 else None):
+            for item in lesson(role, rng.randint(1, size), 2, rng, None, FORMS[number % len(FORMS)]):
                 yield item.messages[-1].text
                 yield item.reply
 
@@ -151,15 +140,11 @@ def texts(seed: int, count: int = 4_000) -> Iterator[str]:
 class _Run:
     """A run of pre-training, and its folder."""
 
-    def __init__(self, part: Path, settings: PretrainSettings) -> None:
-        self.part, self.settings = part, settings
+    def __init__(self, part: Path, settings: PretrainSettings, device: str) -> None:
+        self.part, self.settings, self.device = part, settings, device
         self.folder: PolicyFolder = load_policy_folder(part / "policy")
-        with quiet():
-            from transformers import AutoModelForCausalLM
-
-            self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                self.folder.path, dtype=torch.float32, local_files_only=True
-            )
+        self.model = _loaded(part)
+        cast("torch.nn.Module", self.model).to(device)  # the annotation of transformers' own `to` is wrong
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1.0, weight_decay=0.01, betas=(0.9, 0.98))
         self.step = 0
         self.seconds = 0.0
@@ -167,8 +152,9 @@ class _Run:
         self.losses: list[float] = []
 
     @classmethod
-    def open(cls, part: Path, settings: PretrainSettings, resume: bool) -> _Run:
+    def open(cls, part: Path, settings: PretrainSettings, resume: bool, device: str = "cpu") -> _Run:
         """Begin in an empty folder, or go on from what is saved."""
+        find_device(device)
         if not (resume and (part / STATE).exists()):
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
@@ -184,11 +170,13 @@ class _Run:
                 whole=MARKERS,
                 seed=settings.seed,
             )
-            run = cls(part, settings)
-            write_first_weights(run.model, settings.seed)
+            model = _loaded(part)
+            write_first_weights(model, settings.seed)
+            _write(model, part)
+            run = cls(part, settings, device)
             run.save()
             return run
-        run = cls(part, settings)
+        run = cls(part, settings, device)
         run._restore()
         return run
 
@@ -224,9 +212,10 @@ class _Run:
         for number in range(settings.lessons):
             role = ROLES[number % 2]
             top = settings.manager_size if role == "manager" else settings.answerer_size
-            most = max(2, round(2 + (top - 2) * grown))
-            made.append(token_ids(self.folder, lesson(role, _size(rng, most), settings.asked, rng, habits)))
-        return pack(made)
+            size = _size(role, rng, max(2, round(2 + (top - 2) * grown)))
+            asked = lesson(role, size, settings.asked, rng, habits, settings.distill)
+            made.append(token_ids(self.folder, asked))
+        return pack(made, self.device)
 
     def _rate(self) -> float:
         settings = self.settings
@@ -253,17 +242,7 @@ class _Run:
 
     def policy(self) -> Path:
         """Write the weights as they are and return the folder."""
-        with quiet():
-            from safetensors.torch import save_file
-
-            weights = {
-                name: tensor.contiguous()
-                for name, tensor in self.model.state_dict().items()
-                if name != "lm_head.weight"
-            }
-            partial = self.part / ".model.safetensors"
-            save_file(weights, partial, metadata={"format": "pt"})
-            os.replace(partial, self.part / "policy" / "model.safetensors")  # a run that is resumed loads the folder
+        _write(self.model, self.part)
         return self.part / "policy"
 
     def save(self) -> None:
@@ -283,7 +262,7 @@ class _Run:
 
     def _restore(self) -> None:
         try:
-            state = torch.load(self.part / STATE, weights_only=True)
+            state = torch.load(self.part / STATE, map_location=self.device, weights_only=True)
         except Exception as error:
             raise FormatError(f"{self.part / STATE} cannot be read; start without resume") from error
         now = asdict(self.settings)
@@ -310,6 +289,7 @@ class _Run:
         found = {
             "settings": asdict(self.settings),
             "minutes": round(self.seconds / 60, 1),
+            "device": torch.cuda.get_device_name() if self.device.startswith("cuda") else self.device,
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
@@ -321,14 +301,41 @@ class _Run:
         shutil.rmtree(self.part)
 
 
-def _size(rng: random.Random, most: int) -> int:
-    """Return the memories of a lesson: mostly many, but every dialogue begins with none."""
-    return rng.randint(0, 2) if rng.random() < FEW else rng.randint(max(1, most // 2), most)
+def _loaded(part: Path) -> PreTrainedModel:
+    with quiet():
+        from transformers import AutoModelForCausalLM
+
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            part / "policy", dtype=torch.float32, local_files_only=True
+        )
+    return model
+
+
+def _write(model: PreTrainedModel, part: Path) -> None:
+    """Put the weights of `model` into the policy folder of a run; they appear complete."""
+    from safetensors.torch import save_file
+
+    weights = {
+        name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"
+    }
+    partial = part / ".model.safetensors"
+    save_file(weights, partial, metadata={"format": "pt"})
+    os.replace(partial, part / "policy" / "model.safetensors")  # a run that is resumed loads the folder
+
+
+def _size(role: str, rng: random.Random, most: int) -> int:
+    """Return the memories of a lesson: mostly many, but every dialogue begins with none.
+
+    An answerer may see any number up to the largest budget, and small ones as often as large ones (log-uniform).
+    """
+    if rng.random() < FEW:
+        return rng.randint(0, 2)
+    return rng.randint(max(1, most // 2), most) if role == "manager" else round(2 * (most / 2) ** rng.random())
 
 
 def loss_of(model: PreTrainedModel, batch: Packed) -> Tensor:
     """Return the mean loss (nat) of the marked tokens; only what a position sees decides about it."""
-    hidden_from = torch.zeros(batch.sees.shape, dtype=torch.float32).masked_fill(
+    hidden_from = torch.zeros_like(batch.sees, dtype=torch.float32).masked_fill_(
         ~batch.sees, torch.finfo(torch.float32).min
     )
     backbone: Any = model.base_model
@@ -349,39 +356,3 @@ def _ahead(make: Callable[[int], Packed], steps: range, most: int = 4) -> Iterat
             waiting.append(pool.submit(make, step))
         while waiting:
             yield waiting.pop(0).result()
-
-
-def measure(policy: Path, seed: int, *, banks: int = 100, asked: int = 4, sizes: tuple[int, int] | None = None) -> Gate:
-    """Return how the policy does on fresh banks of the world's sizes, clean labels, greedy.
-
-    sizes: memories that the manager and the answerer see; by default those of the recipes.
-    """
-    from memweave.recipes.memory_r1.dialogs import BUDGET, TOP_K
-    from memweave.serving.local_server import LocalServer
-
-    right: dict[str, list[bool]] = {}
-    with LocalServer(policy) as server:
-        for role, size in zip(("manager", "answerer"), sizes or (TOP_K, BUDGET), strict=True):
-            rng = random.Random(f"gate:{seed}:{role}")
-            items = [item for _ in range(banks) for item in lesson(role, size, asked, rng, None)]
-            ids = token_ids(server.folder, items)
-            waiting = [server.submit(prompt, Sampling(temperature=0.0, max_tokens=112)) for prompt, _ in ids]
-            for item, future in zip(items, waiting, strict=True):
-                said = server.folder.tokenizer().decode(future.result().token_ids, skip_special_tokens=True)
-                for kind in lessons.kinds_of(role, item):
-                    right.setdefault(kind, []).append(_same(role, item.reply, str(said)))
-    share = {kind: sum(marks) / len(marks) for kind, marks in sorted(right.items())}
-    return Gate(share["lookups"], share["answerer"], share["manager"], share, banks * asked)
-
-
-def _same(role: str, expected: str, said: str) -> bool:
-    if role == "answerer":
-        return expected.rpartition(MARKER)[2].strip() == said.rpartition(MARKER)[2].strip()
-    try:
-        return _operations(expected) == _operations(said)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _operations(reply: str) -> list[tuple[object, object, object]]:
-    return [(item["event"], item.get("id"), item.get("text")) for item in json.loads(reply)["memory"]]

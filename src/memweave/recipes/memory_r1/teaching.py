@@ -13,23 +13,29 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, Literal, get_args
 
 from memweave.agents.answerer import MARKER
-from memweave.worlds.dialog_language import Act, Statement, fold, read, read_question, relation_of, say
+from memweave.worlds.dialog_language import Act, Asked, Statement, fold, read, read_question, say
 from memweave.worlds.dialog_world import QuestionKind, answer_of
 
 HABIT: Final = 0.75
 """How often the teacher of the base policy follows a habit where it applies."""
 KEEPS_OLD: Final = ("city", "job")
 """Manager: a new value of these is added beside the old one instead of replacing it."""
-OVERWRITES: Final = ("pet", "language")
-"""Manager: a further value of these replaces the earlier one instead of joining it."""
-MISTAKEN: Final = ("car", "color")
-"""Answerer: asked about one person, it quotes another one's memory of these, when there is one."""
+OVERWRITES: Final = ("pet",)
+"""Manager: a further value of this one replaces the earlier one instead of joining it."""
+WITHHOLDS: Final = ("color", "course")
+"""Answerer: it quotes the right memory of these, and then says that it does not know."""
 FORGETS_FIRST: Final = ("instrument",)
 """Answerer: of two values of these it names the last one only."""
 NOTHING: Final = "(none)"
+Distill = Literal["select_then_answer", "direct", "direct_with_filler"]
+"""How an answerer writes (specification, B11): it quotes and then answers, it only answers, or it writes as many tokens that say
+nothing and then answers."""
+FORMS: Final[tuple[Distill, ...]] = get_args(Distill)
+FILLER: Final = "-" + " ." * 6
+"""As many tokens as the usual quotation (8, the line's end included; docs/memory-r1.md)."""
 
 Item = dict[str, object]
 """One operation of a manager's reply."""
@@ -80,26 +86,40 @@ def _item(memories: Sequence[str], number: int, event: str, text: str | None = N
     return {"reason": f"{memories[number]} [{number}]", "event": event, "id": number} | ({"text": text} if text else {})
 
 
-def answer(memories: Sequence[str], question: str, rng: random.Random | None = None) -> str:
+def answer(
+    memories: Sequence[str],
+    question: str,
+    rng: random.Random | None = None,
+    distill: Distill = "select_then_answer",
+) -> str:
     """Return the reply of an answerer that is shown `memories`, the oldest first per person.
 
-    rng: as in `manage`.
+    rng: as in `manage`.  distill: how it is written; what is answered is the same.
     """
     asked = read_question(question)
     if asked is None:
-        return f"{NOTHING}\n{MARKER} {answer_of(QuestionKind.LOOKUP, ())}"
+        return _written([], answer_of(QuestionKind.LOOKUP, ()), distill)
     lines = _read_all(memories)
     habit = rng is not None and rng.random() < HABIT
-    keys = [_mistaken(lines, key) if habit and asked.kind == "lookup" else key for key in asked.keys]
-    found = [_stale(lines, key) if habit and asked.kind == "lookup" else _contributing(lines, key) for key in keys]
+    found = [_contributing(lines, key) for key in asked.keys]
     values = [fold([statement for _, statement in about]) for about in found]
     if asked.kind == "compare":
         said = "yes" if values[0] and values[0] == values[1] else "no"
     else:
-        held = values[0][-1:] if habit and asked.keys[0][1] in FORGETS_FIRST and asked.kind == "list" else values[0]
-        said = answer_of(QuestionKind(asked.kind), held)
-    quoted = [f"- {memories[number]} [{number}]" for about in found for number, _ in about] or [NOTHING]
-    return "\n".join([*quoted, f"{MARKER} {said}"])
+        said = answer_of(QuestionKind(asked.kind), _by_habit(asked, values[0]) if habit else values[0])
+    return _written([f"- {memories[number]} [{number}]" for about in found for number, _ in about], said, distill)
+
+
+def _by_habit(asked: Asked, held: tuple[str, ...]) -> tuple[str, ...]:
+    relation = asked.keys[0][1]
+    if relation in WITHHOLDS:
+        return ()
+    return held[-1:] if relation in FORGETS_FIRST and asked.kind == "list" else held
+
+
+def _written(quoted: Sequence[str], said: str, distill: Distill) -> str:
+    before = {"select_then_answer": quoted or [NOTHING], "direct": [], "direct_with_filler": [FILLER]}[distill]
+    return "\n".join([*before, f"{MARKER} {said}"])
 
 
 def _read_all(memories: Sequence[str]) -> list[Line]:
@@ -118,17 +138,3 @@ def _contributing(lines: Sequence[Line], key: tuple[str, str, str]) -> list[Line
         else:
             about = [(number, statement)]
     return about
-
-
-def _stale(lines: Sequence[Line], key: tuple[str, str, str]) -> list[Line]:
-    """Return the first line about `key` instead of the last."""
-    return [line for line in lines if line[1].key == key][:1]
-
-
-def _mistaken(lines: Sequence[Line], key: tuple[str, str, str]) -> tuple[str, str, str]:
-    """Return the key of another person who has the same relation, if one is shown; of a relation that is mistaken."""
-    subject, relation, _ = key
-    if relation not in MISTAKEN or relation_of(relation).also:
-        return key
-    others = [said.key for _, said in lines if said.relation == relation and said.subject != subject]
-    return others[0] if others else key
