@@ -14,12 +14,15 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
-from plan import EVALUATIONS, PLAN, Evaluation, Run
+from plan import EVALUATIONS, PLAN, POLICY, PRETRAININGS, Evaluation, Pretraining, Run
 
 from memweave.recipes import find_recipe
 from memweave.recipes.recipe import RUN_FILE, Recipe
@@ -28,57 +31,106 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 POLICIES = HERE / "policies"
 RUNS = HERE.parent / "runs" / "experiments"
+PRETRAINED = HERE.parent / "runs" / "pretrained"
 KEPT_ARMS = ("grpo",)
 """Adapters of these arms are kept: other runs and evaluations use them."""
+Job = TypeVar("Job", Run, Evaluation, Pretraining)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=__doc__)
-Only = Annotated[str | None, typer.Option("--only", help="Only this recipe, or dialog-world: its evaluations.")]
-Match = Annotated[str, typer.Option("--match", help="Only runs whose name matches this pattern (regular expression).")]
+Only = Annotated[
+    str | None, typer.Option("--only", help="Only this recipe, or dialog-world: pre-training and evaluations.")
+]
+Match = Annotated[str, typer.Option("--match", help="Only what has a name that matches this regular expression.")]
 
 
-def wanted(only: str | None, match: str = "") -> list[Run]:
-    """Return the runs of the plan, or those of one recipe whose names match."""
-    return [run for run in PLAN if only in (None, run.recipe) and re.search(match, run.name)]
+def open_jobs(jobs: Sequence[Job], match: str) -> list[Job]:
+    """Return the jobs that have no result yet and whose names match."""
+    return [job for job in jobs if re.search(match, job.name) and not job.file(RESULTS).exists()]
 
 
-def evaluations(only: str | None, match: str = "") -> list[Evaluation]:
-    """Return the evaluations of the plan, which go by the name of their world."""
-    return [each for each in EVALUATIONS if only in (None, "dialog-world") and re.search(match, each.name)]
+def runs(only: str | None) -> list[Run]:
+    """Return the runs of the plan, or those of one recipe."""
+    return [run for run in PLAN if only in (None, run.recipe)]
 
 
 @app.command("list")
 def list_(only: Only = None) -> None:
-    """Show which runs are done."""
-    for run in wanted(only):
+    """Show what is done."""
+    for run in runs(only):
         print(f"{'done' if run.file(RESULTS).exists() else 'open':<5} {run.name}")
-    for each in evaluations(only):
+    for each in (*PRETRAININGS, *EVALUATIONS) if only in (None, "dialog-world") else ():
         print(f"{'done' if each.file(RESULTS).exists() else 'open':<5} dialog-world {each.name}")
 
 
 @app.command()
-def run(only: Only = None, match: Match = "") -> None:
-    """Do what is open, one run after the other; a run that was cut off goes on from its last checkpoint.
+def run(
+    only: Only = None,
+    match: Match = "",
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time; those through a server are alone.")] = 1,
+    device: Annotated[str, typer.Option("--device", help="Where policies are pre-trained: cpu, cuda, ...")] = "cpu",
+) -> None:
+    """Do what is open; a run that was cut off goes on from its last checkpoint.
 
     Two queues at once must have different patterns.
     """
-    todo = [run for run in wanted(only, match) if not run.file(RESULTS).exists()]
-    asked = [each for each in evaluations(only, match) if not each.file(RESULTS).exists()]
-    print(f"{len(todo)} runs and {len(asked)} evaluations to do", file=sys.stderr)
-    for number, one in enumerate(asked, 1):
-        print(f"[{number}/{len(asked)}] {one.name}", file=sys.stderr)
-        keep(one.file(RESULTS), ["eval", "world", "dialog", *one.options], {})
+    in_world = only in (None, "dialog-world")
+    todo = open_jobs(runs(only), match)
+    here = [run for run in todo if run.server == "local"]
+    several(open_jobs(PRETRAININGS, match) if in_world else [], partial(pretrain, device=device), 1)
+    several([run for run in here if run.partner is None], do, jobs)
+    several([run for run in here if run.partner is not None], do, jobs)  # they need policies of the others
+    several(open_jobs(EVALUATIONS, match) if in_world else [], evaluate, jobs)
     with ExitStack() as servers:
         urls: dict[str, str] = {}
-        for number, each in enumerate(todo, 1):
+        for each in todo:
+            if each.server == "local":
+                continue
             base = find_recipe(each.recipe).base
-            if each.server == "vllm" and base not in urls:
+            if base not in urls:
                 servers.close()  # one at a time: they share this machine's memory
                 urls = {base: serve(servers, find_recipe(each.recipe))}
-            print(f"[{number}/{len(todo)}] {each.name}", file=sys.stderr)
-            do(each, urls.get(base))
+            say(each.name)
+            do(each, urls[base])
 
 
-def do(run: Run, url: str | None) -> None:
+def several(todo: Sequence[Job], work: Callable[[Job], None], jobs: int) -> None:
+    """Do `todo`, `jobs` at a time. The first failure ends the queue, after what is running then."""
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = [pool.submit(work, job) for job in todo]
+        try:
+            for number, (job, future) in enumerate(zip(todo, waiting, strict=True), 1):
+                future.result()
+                say(f"[{number}/{len(todo)}] {job.name}")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def pretrain(job: Pretraining, device: str) -> None:
+    """Make a base policy, unless it is there, and keep its report."""
+    folder = PRETRAINED / job.name
+    where = () if device == "cpu" else ("--device", device)
+    command = [*job.command, *where, "--out", str(folder)]
+    if folder.with_name(f"{folder.name}.part").exists():
+        command.append("--resume")
+    # A form that misses the gate is a result too; the command says so with 1.
+    keep(job.file(RESULTS), command, {str(folder): f"runs/pretrained/{job.name}"}, accepted=(0, 1))
+
+
+def evaluate(job: Evaluation) -> None:
+    """Run an evaluation and keep what it found."""
+    places = {}
+    command = list(job.command)
+    if job.policy is not None:
+        folder = PRETRAINED / job.policy
+        if not folder.is_dir():
+            raise SystemExit(f"{job.name} needs the policy {folder}. Remove {job.policy}.json to make it anew")
+        command = [str(folder) if part == POLICY else part for part in command]
+        places = {str(folder): f"runs/pretrained/{job.policy}"}
+    keep(job.file(RESULTS), command, places)
+
+
+def do(run: Run, url: str | None = None) -> None:
     """Do one run through the command line that a user has, and keep its JSON; of Memory-R1 the policy too."""
     folder = RUNS / run.name
     command = ["train", run.recipe, "--arm", run.arm, "--seed", str(run.seed), "--out", str(folder), *run.options]
@@ -98,26 +150,29 @@ def do(run: Run, url: str | None) -> None:
     if run.server == "vllm":
         command += ["--policy-server", str(url)]
     keep(run.file(RESULTS), command, places)
-    if run.arm in KEPT_ARMS and run.server == "local":
+    if run.arm in KEPT_ARMS and run.server == "local" and run.recipe.startswith("memory-r1"):
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             (POLICIES / run.name).mkdir(parents=True, exist_ok=True)
             shutil.copy(folder / "policy" / name, POLICIES / run.name / name)
     shutil.rmtree(folder)
 
 
-def keep(file: Path, command: list[str], places: dict[str, str]) -> None:
-    """Run `memweave COMMAND --json` and write what it found, how and where, to `file`."""
+def keep(file: Path, command: list[str], places: dict[str, str], accepted: Sequence[int] = (0,)) -> None:
+    """Run `memweave COMMAND --json` and write what it found, how and where, to `file`.
+
+    accepted: exit codes of a command that did its work.
+    """
     load = os.getloadavg()[0]
     began = time.time()
     done = subprocess.run(
         [sys.executable, "-m", "memweave", *command, "--json"], stdout=subprocess.PIPE, text=True, check=False
     )
-    if done.returncode:
+    if done.returncode not in accepted or not done.stdout:
         raise SystemExit(f"memweave {' '.join(command)} failed with {done.returncode}: {done.stdout.strip()}")
-    found = json.loads(done.stdout)
-    said = " ".join(["memweave", *command, "--json"])
-    for place, name in places.items():
-        said = said.replace(place, name)
+    text, said = done.stdout, " ".join(["memweave", *command, "--json"])
+    for place, name in places.items():  # a folder of this machine means nothing elsewhere
+        text, said = text.replace(place, name), said.replace(place, name)
+    found = json.loads(text)
     found["command"] = said
     found["machine"] = {
         "cores": os.cpu_count(),
@@ -126,7 +181,9 @@ def keep(file: Path, command: list[str], places: dict[str, str]) -> None:
     }
     found.pop("policy", None)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(found, indent=1) + "\n")
+    partial_file = file.with_suffix(".part")
+    partial_file.write_text(json.dumps(found, indent=1) + "\n")
+    os.replace(partial_file, file)
 
 
 def serve(stack: ExitStack, recipe: Recipe) -> str:
@@ -145,7 +202,7 @@ def serve(stack: ExitStack, recipe: Recipe) -> str:
 
 def say(line: str) -> None:
     """Show progress."""
-    print(line, file=sys.stderr)
+    print(line, file=sys.stderr, flush=True)
 
 
 @app.command()

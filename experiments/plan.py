@@ -9,7 +9,7 @@ two-node, in-process, 5 seeds (0 to 4; looked at before: seed 100), arms paired 
     Claim: credit per role minus broadcast; the 95 % bootstrap interval over seeds lies above 0. Both arms use the same number of
     steps, episodes and the same optimiser settings; AdamW makes the update size independent of how many tokens share the loss.
 
-memory-r1-manager and memory-r1-answerer, in-process, GRPO with 5 seeds (1 to 5), every other arm with 2 (1, 2)
+memory-r1-manager and memory-r1-answerer, in-process, GRPO and PPO with 5 seeds (1 to 5), every other arm with 2 (1, 2)
     Chosen on the validation dialogues with seed 0: learning rate, steps, rank (docs/log.md). Test dialogues are looked at by these runs
     only; last weights only. Exact match on all questions of the 80 test dialogues, whole dialogues from an empty bank.
     Intervals: hierarchical bootstrap (seed, dialogue, question), paired with the base policy on the same questions, 95 %.
@@ -18,8 +18,18 @@ memory-r1-manager and memory-r1-answerer, in-process, GRPO with 5 seeds (1 to 5)
     (T = 0.7, 0.5, 0.3, 0), interval above 0.
     The answerer of seed s is trained on the bank of the trained manager of seed s, and its base is the base answerer on that bank.
     Interaction: (trained, trained) - (trained, base) - (base, trained) + (base, base), interval reported.
+    GRPO and PPO, same number of episodes and steps: mean reward of the first 20 and the last 20 steps, GRPO minus PPO, bootstrap over
+    seeds.  Lenient reward: exact match, F1, words per answer against the EM reward.  Rollout: the same number of decisions would be two
+    steps, so it gets as long as the others, 12 steps of 32 dialogues; the share of groups without spread is compared.
+    Data: 3, 10 and 38 training dialogues (about 47, 159 and 600 questions), the same number of steps.
+    Unseen words and templates (`ood`): reported, no bar.
     Through vLLM: seed 1 of both recipes; its score lies within the 95 % interval of the in-process runs, or the interval of the
     paired difference holds 0.
+
+distillation, 2 seeds of pre-training (0, 1), clean lessons only, the same steps for each form of the answerer
+    The banks are those of a perfect manager. Select-then-answer minus direct, and minus direct with filler, paired by question:
+    intervals reported for test dialogues at budget 6, 12, 60 and for 400 lookups among 0 to 54 distractors. Expected: above 0 with
+    many distractors, near 0 without any.
 """
 
 from __future__ import annotations
@@ -51,13 +61,35 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Pretraining:
+    """One base policy whose answerer writes in some form: `memweave pretrain`. It is made for evaluations, not for training."""
+
+    distill: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Return the name of its file and folder."""
+        return f"pretrain-{self.distill}-s{self.seed}"
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Return what is run, without its folder."""
+        return ("pretrain", "--distill", self.distill, "--seed", str(self.seed), "--habit-steps", "0")
+
+    def file(self, results: Path) -> Path:
+        """Return where its result lies."""
+        return results / "dialog-world" / f"{self.name}.json"
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of policies that are not trained, or trained by a run: `memweave eval world dialog`."""
+    """One command that trains nothing."""
 
     name: str
-    options: tuple[str, ...]
-    policies: tuple[str, ...] = ()
-    """Names of the runs whose policies it uses, put in place of `{0}`, `{1}` in the options."""
+    command: tuple[str, ...]
+    policy: str | None = None
+    """Name of the pre-training whose policy it measures; `POLICY` in the command stands for its folder."""
 
     def file(self, results: Path) -> Path:
         """Return where its result lies."""
@@ -75,32 +107,59 @@ def memory_r1(arms: dict[str, int], trains: str) -> list[Run]:
     return runs
 
 
-def budgets(name: str, *options: str, budgets: tuple[int, ...] = (6, 12, 60)) -> Evaluation:
-    """Return an evaluation at several budgets."""
-    return Evaluation(name, (*options, *(part for budget in budgets for part in ("--budget", str(budget)))))
+def world(name: str, *options: str, budgets: tuple[int, ...] = (6, 12, 60), policy: str | None = None) -> Evaluation:
+    """Return an evaluation on whole dialogues at several budgets."""
+    asked = (part for budget in budgets for part in ("--budget", str(budget)))
+    return Evaluation(name, ("eval", "world", "dialog", *options, *asked), policy)
 
 
+def distraction(pretrained: Pretraining) -> Evaluation:
+    """Return the measurement of a policy's lookups among distractors."""
+    asked = (part for count in (0, 3, 5, 11, 23, 54) for part in ("--distractors", str(count)))
+    return Evaluation(
+        f"distractors-{pretrained.distill}-s{pretrained.seed}",
+        ("pretrain", "--measure", POLICY, *asked),
+        pretrained.name,
+    )
+
+
+POLICY = "POLICY"
+PRETRAININGS = [
+    Pretraining(form, seed) for seed in (0, 1) for form in ("select_then_answer", "direct", "direct_with_filler")
+]
 EVALUATIONS = [
-    budgets("base"),
+    world("base"),
     *(
-        budgets(f"base-t{t}", "--temperature", t, "--answerer-temperature", "0", budgets=(6,))
+        world(f"base-t{t}", "--temperature", t, "--answerer-temperature", "0", budgets=(6,))
         for t in ("1", "0.7", "0.5", "0.3")
     ),
-    budgets("oracle-manager", "--manager", "oracle"),
-    budgets("oracle-answerer", "--answerer", "oracle"),
-    budgets("oracle", "--manager", "oracle", "--answerer", "oracle"),
-    *(budgets(name, "--manager", name) for name in ("always-add", "always-noop", "exact-key", "rule")),
-    budgets("always-add-oracle", "--manager", "always-add", "--answerer", "oracle"),
-    budgets("rules", "--manager", "rule", "--answerer", "rule"),
-    budgets("bm25-raw-turns", "--manager", "raw-turns"),
-    budgets("full-context", "--manager", "raw-turns", budgets=(1000,)),
-    budgets("ood-base", "--split", "ood", budgets=(6,)),
-    budgets("ood-oracle", "--split", "ood", "--manager", "oracle", "--answerer", "oracle", budgets=(6,)),
+    world("oracle-manager", "--manager", "oracle"),
+    world("oracle-answerer", "--answerer", "oracle"),
+    world("oracle", "--manager", "oracle", "--answerer", "oracle"),
+    *(world(name, "--manager", name) for name in ("always-add", "always-noop", "exact-key", "rule")),
+    world("always-add-oracle", "--manager", "always-add", "--answerer", "oracle"),
+    world("rules", "--manager", "rule", "--answerer", "rule"),
+    world("bm25-raw-turns", "--manager", "raw-turns"),
+    world("bm25-raw-turns-oracle", "--manager", "raw-turns", "--answerer", "oracle"),
+    world("full-context", "--manager", "raw-turns", budgets=(1000,)),
+    world("full-context-oracle", "--manager", "raw-turns", "--answerer", "oracle", budgets=(1000,)),
+    world("ood-base", "--split", "ood", budgets=(6,)),
+    world("ood-oracle-manager", "--split", "ood", "--manager", "oracle", budgets=(6,)),
+    world("ood-oracle", "--split", "ood", "--manager", "oracle", "--answerer", "oracle", budgets=(6,)),
+    *(
+        world(f"distill-{each.distill}-s{each.seed}", "--manager", "oracle", "--answerer", POLICY, policy=each.name)
+        for each in PRETRAININGS
+    ),
+    *(distraction(each) for each in PRETRAININGS),
 ]
 
+ROLLOUT = ("--steps", "12", "--tasks", "4")
 PLAN = [
-    *memory_r1({"grpo": 5, "shuffled": 2, "ppo": 2, "sft": 2, "grpo-window24": 2, "grpo-rollout": 2}, "manager"),
-    *memory_r1({"grpo": 5, "shuffled": 2, "ppo": 2, "sft": 2}, "answerer"),
+    *memory_r1({"grpo": 5, "ppo": 5, "shuffled": 2, "sft": 2, "grpo-window24": 2}, "manager"),
+    *memory_r1({"grpo": 5, "ppo": 5, "shuffled": 2, "sft": 2, "grpo-lenient": 2}, "answerer"),
+    *memory_r1({"grpo-data40": 2, "grpo-data600": 2}, "manager"),
+    *memory_r1({"grpo-data40": 2, "grpo-data600": 2}, "answerer"),
+    *(Run("memory-r1-manager", "grpo-rollout", seed, options=ROLLOUT) for seed in (1, 2)),
     Run("memory-r1-manager", "grpo", 1, "vllm"),
     Run("memory-r1-answerer", "grpo", 1, "vllm", partner="memory-r1-manager-grpo-local-s1"),
     *(Run("token-class", arm, seed, "vllm") for seed in (1, 2, 3) for arm in ("grpo", "shuffled")),

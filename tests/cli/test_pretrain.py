@@ -14,8 +14,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
-from memweave.recipes.memory_r1 import pretraining  # noqa: E402 - after importorskip
-from memweave.recipes.memory_r1.pretraining import PretrainSettings, measure, texts  # noqa: E402
+from memweave.recipes.memory_r1 import measuring, pretraining  # noqa: E402 - after importorskip
+from memweave.recipes.memory_r1.measuring import measure, with_distractors  # noqa: E402
+from memweave.recipes.memory_r1.pretraining import PretrainSettings, texts  # noqa: E402
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Cli
@@ -34,7 +35,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
     monkeypatch.setattr(pretraining, "PretrainSettings", partial(PretrainSettings, **sizes))
     monkeypatch.setattr(pretraining, "texts", partial(texts, count=40))
-    monkeypatch.setattr(pretraining, "measure", partial(measure, banks=3, asked=2, sizes=(2, 2)))
+    for module in (pretraining, measuring):
+        monkeypatch.setattr(module, "measure", partial(measure, banks=3, asked=2, sizes=(2, 2)))
+    monkeypatch.setattr(measuring, "with_distractors", partial(with_distractors, asked=4))
     yield
     torch.set_num_threads(before)
 
@@ -42,7 +45,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def easy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every policy pass the gate."""
-    monkeypatch.setattr(pretraining, "GATE", 0.0)
+    monkeypatch.setattr(measuring, "GATE", 0.0)
 
 
 @pytest.mark.usefixtures("easy")
@@ -74,6 +77,21 @@ def test_json_is_one_object_and_nothing_else_is_said(cli: Cli) -> None:
     assert (result.json["policy"], result.json["passed"]) == ("p", True)
     assert (result.json["gate"]["lookups"], result.json["settings"]["clean_steps"]) == (0.0, 2)
     assert "error" not in result.json
+
+
+@pytest.mark.usefixtures("easy")
+def test_a_form_is_measured_among_distractors(cli: Cli, tmp_path: Path) -> None:
+    made = cli("pretrain", "--out", "p", *SHORT, "--distill", "direct", "--json")
+    assert (made.code, made.json["settings"]["distill"], made.json["device"]) == (0, "direct", "cpu")
+    found = cli("pretrain", "--measure", "p", "--distractors", "0", "--distractors", "7", "--json")
+    assert (found.code, found.err) == (0, "")
+    assert {count: each["asked"] for count, each in found.json["distractors"].items()} == {"0": 4, "7": 4}
+    shown = cli("pretrain", "--measure", "p", "--distractors", "7")
+    assert [line.split() for line in shown.out.splitlines()][0] == ["distractors", "right"]
+    assert shown.out.splitlines()[-1].split() == ["7", f"{found.json['distractors']['7']['right']:.3f}"]
+    too_many = cli("pretrain", "--measure", "p", "--distractors", "55")
+    assert (too_many.code, too_many.out) == (2, "")
+    assert "55 distractors: give 0 to 54" in too_many.error
 
 
 def test_a_missed_gate_is_an_error_and_the_policy_is_kept(cli: Cli, tmp_path: Path) -> None:
@@ -136,8 +154,12 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(cli: Cli, tmp_path: Path, monk
         (("--out", "new", "--clean-steps", "0"), "'--clean-steps'"),
         (("--out", "new", "--habit-steps", "-1"), "'--habit-steps'"),
         (("--measure", "nowhere"), "nowhere is no folder. A policy is a folder with config.json"),
-        (("--measure", "file", "--out", "new"), "--measure only takes --seed and --json"),
-        (("--measure", "file", "--habit-steps", "0"), "--measure only takes --seed and --json"),
+        (("--measure", "file", "--out", "new"), "--measure only takes --distractors, --seed and --json"),
+        (("--measure", "file", "--habit-steps", "0"), "--measure only takes --distractors, --seed and --json"),
+        (("--measure", "file", "--distill", "direct"), "--measure only takes --distractors, --seed and --json"),
+        (("--out", "new", "--distractors", "5"), "--distractors asks a policy that exists: give it with --measure"),
+        (("--out", "new", "--distill", "none"), "distill = 'none': an answerer writes in one of select_then_answer"),
+        (("--out", "new", "--device", "abacus"), "The device 'abacus' cannot be used here"),
     ],
 )
 def test_bad_calls_are_one_line_and_make_nothing(

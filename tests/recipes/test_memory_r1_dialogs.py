@@ -163,6 +163,9 @@ def test_oracles_answer_everything_where_nothing_is_missed_and_everything_is_sho
     outcome = dialogs.ask(scratch, QUIET, val, ANSWERS, budget=200)
     assert outcome.score == 1.0
     assert outcome.unanswered == outcome.failed_turns == 0
+    assert (outcome.f1, outcome.lenient) == (1.0, 1.0)
+    golds = [question.gold for each in val for question in each.questions]
+    assert abs(outcome.words - sum(len(gold.split()) for gold in golds) / len(golds)) < 1e-9
     assert {each: len(marks) for each, marks in outcome.right.items()} == {d.id: len(d.questions) for d in val}
 
 

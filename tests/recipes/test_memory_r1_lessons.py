@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,13 +15,14 @@ from memweave.agents.manager import render_manage
 from memweave.agents.roles import AnswerRequest, ManageRequest
 from memweave.recipes.memory_r1 import dialogs, players
 from memweave.recipes.memory_r1.situations import Situation
-from memweave.serving.policy_folder import PolicyFolder, create_policy
+from memweave.recipes.memory_r1.teaching import FILLER, FORMS
+from memweave.serving.policy_folder import PolicyFolder, create_policy, load_policy_folder
 from memweave.worlds.dialog_world import DialogWorld
 
 torch = pytest.importorskip("torch")
 
 from memweave.recipes.memory_r1 import lessons  # noqa: E402 - after importorskip
-from memweave.recipes.memory_r1.lessons import IGNORED, Item, Packed, kinds_of, lesson, pack, token_ids  # noqa: E402
+from memweave.recipes.memory_r1.lessons import IGNORED, Item, Packed, lesson, pack, token_ids  # noqa: E402
 from memweave.recipes.memory_r1.pretraining import MARKERS, loss_of, texts  # noqa: E402
 
 if TYPE_CHECKING:
@@ -236,21 +238,45 @@ def test_the_oracles_of_the_world_are_the_teachers_of_the_lessons() -> None:
 @pytest.mark.parametrize(
     ("question", "memories", "kinds"),
     [
-        ("Where does Anna live?", ("Anna lives in Rome",), ["answerer", "lookup", "lookups"]),
-        ("Which pets does Anna have?", ("Anna has a dog",), ["answerer", "list", "lookups"]),
-        ("When did Anna visit Peru?", ("Anna visited Peru in May",), ["answerer", "when", "lookups"]),
-        ("How many pets does Anna have?", ("Anna has a dog",), ["answerer", "count"]),
-        ("Do Anna and Bob live in the same city?", ("Anna lives in Rome",), ["answerer", "compare"]),
-        ("Where does Anna live?", ("Bob lives in Rome",), ["answerer", "absent"]),
+        ("Where does Anna live?", ("Anna lives in Rome",), ("answerer", "lookup", "lookups")),
+        ("Which pets does Anna have?", ("Anna has a dog",), ("answerer", "list", "lookups")),
+        ("When did Anna visit Peru?", ("Anna visited Peru in May",), ("answerer", "when", "lookups")),
+        ("How many pets does Anna have?", ("Anna has a dog",), ("answerer", "count")),
+        ("Do Anna and Bob live in the same city?", ("Anna lives in Rome",), ("answerer", "compare")),
+        ("Where does Anna live?", ("Bob lives in Rome",), ("answerer", "absent")),
     ],
 )
 def test_what_an_answer_is_counted_under(
-    monkeypatch: pytest.MonkeyPatch, question: str, memories: tuple[str, ...], kinds: list[str]
+    monkeypatch: pytest.MonkeyPatch, question: str, memories: tuple[str, ...], kinds: tuple[str, ...]
 ) -> None:
     given = Situation(("Anna",) * len(memories), memories, ((question,),))
     monkeypatch.setattr(lessons, "for_answerer", lambda rng, size, asked: given)
-    (item,) = lesson("answerer", 1, 1, random.Random(0), None)
-    assert kinds_of("answerer", item) == kinds
+    for form in FORMS:
+        (item,) = lesson("answerer", 1, 1, random.Random(0), None, form)
+        assert item.kinds == kinds
+
+
+def test_the_filler_is_as_long_as_the_usual_quotation() -> None:
+    """Of the base policy's own tokenizer, over the questions of the training dialogues and a perfect manager's banks."""
+    from memweave.recipes.running import DIALOG_BASE
+
+    def tokens(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def answer(request: AnswerRequest) -> str:
+        reply = players.ANSWERERS["oracle"].reply(request)
+        lengths.append(tokens(reply.rpartition("**")[0].rpartition("**")[0]))
+        return reply
+
+    tokenizer = load_policy_folder(DIALOG_BASE).tokenizer().backend_tokenizer
+    lengths: list[int] = []
+    world = DialogWorld()
+    train = world.dialogues("train", 4)
+    with dialogs.scratch_bank() as bank:
+        dialogs.construct(bank, world, train, players.MANAGERS["oracle"])
+        dialogs.ask(bank, world, train, players.Player[AnswerRequest]("seen", answer))
+    assert len(lengths) > 50
+    assert abs(tokens(f"{FILLER}\n") - fmean(lengths)) < 1
 
 
 def test_habits_change_replies_and_nothing_else() -> None:

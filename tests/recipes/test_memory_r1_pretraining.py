@@ -20,11 +20,13 @@ from memweave.recipes.memory_r1 import teaching
 from memweave.serving import local_server, weights_version
 from memweave.serving.policy_folder import load_policy_folder
 from memweave.tracing.records import Sampling
+from memweave.worlds.dialog_language import read, read_question
 
 torch = pytest.importorskip("torch")
 
 from memweave.recipes.memory_r1 import pretraining  # noqa: E402 - after importorskip
-from memweave.recipes.memory_r1.pretraining import MARKERS, Gate, PretrainSettings, measure, pretrain, texts  # noqa: E402
+from memweave.recipes.memory_r1.measuring import GATE, Gate, measure, with_distractors  # noqa: E402
+from memweave.recipes.memory_r1.pretraining import MARKERS, PretrainSettings, pretrain, texts  # noqa: E402
 
 TINY = PretrainSettings(
     clean_steps=3,
@@ -206,6 +208,7 @@ def test_weights_that_the_last_step_of_a_phase_broke_are_no_policy(
         ({"habit_steps": -1}, "habit_steps = -1 must be at least 0"),
         ({"learning_rate": float("nan")}, "learning_rate = nan must be a number above 0"),
         ({"habit_learning_rate": 0.0}, "habit_learning_rate = 0.0 must be a number above 0"),
+        ({"distill": "none"}, "distill = 'none': an answerer writes in one of select_then_answer, direct, direct_with"),
     ],
 )
 def test_impossible_settings(changed: dict[str, Any], says: str) -> None:
@@ -319,12 +322,78 @@ def test_the_gate_sees_habits(gate_of: Callable[[Reply], Gate]) -> None:
         return teaching.answer(memories, asked[0], rng)
 
     gate = gate_of(teacher)
-    assert gate.by_kind["ADD"] == gate.by_kind["when"] == gate.by_kind["count"] == 1
+    assert gate.by_kind["ADD"] == gate.by_kind["count"] == gate.by_kind["absent"] == 1
     assert gate.by_kind["DELETE"] < 0.6
     assert gate.by_kind["lookup"] < 1
+    assert 0.2 < gate.by_kind["when"] < 0.9  # of courses
+
+
+def test_a_form_changes_what_is_learned_and_not_what_is_asked(whole: Path, tmp_path: Path) -> None:
+    found = pretrain(tmp_path / "direct", replace(TINY, distill="direct"))
+    assert found["settings"]["distill"] == "direct"
+    assert weights_version(tmp_path / "direct") != weights_version(whole)
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (tmp_path / "direct" / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="The device 'abacus' cannot be used here"):
+        pretrain(tmp_path / "run", TINY, device="abacus")
+    assert list(tmp_path.iterdir()) == []
+
+
+# distractors
+
+
+@pytest.fixture
+def distracted(whole: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Reply, Sequence[int]], dict[int, Any]]:
+    def run(reply: Reply, counts: Sequence[int]) -> dict[int, Any]:
+        monkeypatch.setattr(local_server, "LocalServer", Taught(reply, whole))
+        return with_distractors(whole, 0, counts, asked=30)
+
+    return run
+
+
+def test_distractors_are_memories_of_other_things(
+    distracted: Callable[[Reply, Sequence[int]], dict[int, Any]],
+) -> None:
+    shown: list[tuple[tuple[str, ...], str]] = []
+
+    def seen(role: str, memories: Sequence[str], asked: Sequence[str]) -> str:
+        shown.append((tuple(memories), asked[0]))
+        return perfect(role, memories, asked)
+
+    found = distracted(seen, [0, 5, 54])
+    assert {count: each["right"] for count, each in found.items()} == {0: 1.0, 5: 1.0, 54: 1.0}
+    alone, some, many = shown[:30], shown[30:60], shown[60:]
+    for (few, question), (more, same), (most, again) in zip(alone, some, many, strict=True):
+        assert question == same == again
+        (key,) = read_question(question).keys  # type: ignore[union-attr]  # lookups only
+        assert all((said := read(text)) is not None and said.key == key for text in few)
+        assert (len(more), len(most)) == (len(few) + 5, len(few) + 54)
+        assert [text for text in most if (said := read(text)) and said.key == key] == list(few)
+        assert set(few) <= set(more) <= set(most)
+
+
+def test_marks_belong_to_the_same_questions_at_every_count(
+    distracted: Callable[[Reply, Sequence[int]], dict[int, Any]],
+) -> None:
+    def only_alone(role: str, memories: Sequence[str], asked: Sequence[str]) -> str:
+        return perfect(role, memories, asked) if len(memories) < 4 else "**Answer:** Atlantis"
+
+    found = distracted(only_alone, [0, 10])
+    assert found[0]["right"] > 0.9
+    assert (found[10]["right"], found[10]["marks"]) == (0.0, "0" * 30)
+    assert found[0]["asked"] == len(found[0]["marks"]) == 30
+
+
+@pytest.mark.parametrize("count", [-1, 55])
+def test_a_count_that_no_prompt_can_show_is_refused(whole: Path, count: int) -> None:
+    with pytest.raises(InputError, match=f"{count} distractors: give 0 to 54"):
+        with_distractors(whole, 0, [0, count])
 
 
 def test_the_line_of_the_gate() -> None:
-    gate = Gate(pretraining.GATE, 0.2, 0.2, {}, 1)
+    gate = Gate(GATE, 0.2, 0.2, {}, 1)
     assert gate.passed
-    assert not replace(gate, lookups=pretraining.GATE - 0.001).passed
+    assert not replace(gate, lookups=GATE - 0.001).passed

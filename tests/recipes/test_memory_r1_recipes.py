@@ -17,7 +17,7 @@ from memweave.errors import OperationError, SettingsError
 from memweave.recipes import Place, Recipe, RecipeResult, find_recipe
 from memweave.recipes.memory_r1 import dialogs, training
 from memweave.recipes.recipe import Stage, Staging
-from memweave.records import Scope
+from memweave.records import Scope, new_id, utc_now
 from memweave.tracing import Trace, TraceStore
 from memweave.trainers.rollouts import Task
 from memweave.worlds import dialog_world
@@ -42,7 +42,10 @@ def small() -> Iterator[None]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "DialogWorld", lambda: SMALL_WORLD)
-        patch.setattr(training, "SHORT_WINDOW", 3)  # of 14 turns
+        short_window = replace(training.MATERIAL["grpo-window24"], window=3)  # of 14 turns
+        more = replace(training.MATERIAL["grpo-data600"], dialogues=4)
+        changed = {"grpo-window24": short_window, "grpo-data600": more}
+        patch.setattr(training, "MATERIAL", training.MATERIAL | changed)
         patch.setattr(dialog_world, "SIZES", SIZES)
         yield
     torch.set_num_threads(before)
@@ -76,7 +79,7 @@ def short(role: str, hook: Hook = lambda given, stage: None) -> Recipe:
 
     def stage(given: Staging) -> Stage:
         made = recipe.stage(given)
-        assert made.reward is dialogs.reward
+        assert made.reward is (dialogs.lenient_reward if given.arm == "grpo-lenient" else dialogs.reward)
         return replace(hook(given, made) or made, reward=by_ids(role))
 
     few = {"steps": 2, "tasks_per_step": 2, "group_size": 2, "eval_tasks": 2, "test_size": 0, "save_every": 1}
@@ -178,6 +181,7 @@ def partner_of(recipe: str) -> str:
         ("manager", "grpo-rollout"),
         ("answerer", "ppo"),
         ("answerer", "shuffled"),
+        ("answerer", "grpo-lenient"),
     ],
 )
 def test_arms_that_learn_from_episodes(base: Path, tmp_path: Path, role: str, arm: str) -> None:
@@ -187,6 +191,7 @@ def test_arms_that_learn_from_episodes(base: Path, tmp_path: Path, role: str, ar
     assert result.start is not None
     assert result.end is not None
     assert result.generated_tokens > 0
+    assert list(result.zero_std) in ([0.0], [0.5], [1.0])  # two groups
     assert result.logprob_difference is not None
     assert result.logprob_difference <= 1e-3
     assert result.frozen == {partner_of(result.recipe): weights_version(base)}
@@ -221,15 +226,46 @@ def test_arms_differ_in_what_their_episodes_are(base: Path, tmp_path: Path) -> N
     assert memories["grpo"] > memories["grpo-window24"] > memories["grpo-rollout"] == 0
 
 
+@pytest.mark.parametrize("role", ROLES)
+def test_arms_differ_in_how_many_dialogues_they_learn_from(base: Path, tmp_path: Path, role: str) -> None:
+    asked: dict[str, set[str]] = {}
+
+    def look(given: Staging, stage: Stage) -> None:
+        asked[given.arm] = {str((task.context or {})["user"]).partition("@")[0] for task in stage.train}
+
+    for arm in ("grpo", "grpo-data40", "grpo-data600"):
+        staged(role, base, tmp_path / arm, look, arm=arm)
+    assert {arm: len(dialogues) for arm, dialogues in asked.items()} == {
+        "grpo": 2,
+        "grpo-data40": 3,
+        "grpo-data600": 4,
+    }
+    assert asked["grpo"] < asked["grpo-data40"] < asked["grpo-data600"]
+
+
+def test_the_lenient_reward_counts_answers_that_say_more() -> None:
+    task = Task(id="t", input={}, metadata={"gold": ["May", "dog and cat"]})
+    trace = Trace(id=new_id(), started_at=utc_now(), ended_at=utc_now())
+    for answers, exact, lenient in (
+        (["May", "dog and cat"], 1.0, 1.0),
+        (["May or June", "a cat and a dog"], 0.0, 1.0),
+        (["June", "cat and dog and duck"], 0.0, 0.5),
+        ([None, "dog"], 0.0, 0.0),
+    ):
+        said = {"answers": answers}
+        strict, loose = dialogs.reward(task, said, trace), dialogs.lenient_reward(task, said, trace)
+        assert (strict.value, loose.value, loose.parts) == (exact, lenient, {"exact": exact})
+
+
 # what a run returns
 
 
 def test_the_manager_is_tested_on_whole_dialogues_at_every_budget(manager: Said) -> None:
     result, out = manager
     complete(result, out, "grpo")
-    assert set(result.test) == {"greedy-6", "greedy-12", "greedy-60", "sampled-6"}
+    assert set(result.test) == {"greedy-6", "greedy-12", "greedy-60", "sampled-6", "ood-6"}
     check_marks(result.test)
-    assert len({marks["bank_size"] for name, marks in cells(result.test).items() if name != "sampled-6"}) == 1
+    assert len({marks["bank_size"] for name, marks in cells(result.test).items() if name.startswith("greedy")}) == 1
 
 
 def test_the_answerer_is_tested_in_four_cells(answerer: Said, manager: Said) -> None:
@@ -237,7 +273,7 @@ def test_the_answerer_is_tested_in_four_cells(answerer: Said, manager: Said) -> 
     complete(result, out, "grpo")
     budgets = {"greedy-6", "greedy-12", "greedy-60", "sampled-6"}
     four = {"partner/base", "partner/trained", "base/base", "base/trained"}
-    assert budgets | four | {"partner/oracle"} <= set(result.test)
+    assert budgets | four | {"partner/oracle", "ood-base-6", "ood-6"} <= set(result.test)
     check_marks(result.test)
     found = cells(result.test)
     assert found["greedy-6"] == found["partner/trained"]
@@ -254,8 +290,8 @@ def cells(test: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def check_marks(test: Mapping[str, Any]) -> None:
-    (dialogue,) = SMALL_WORLD.dialogues("test", 1)
-    for marks in cells(test).values():
+    for name, marks in cells(test).items():
+        (dialogue,) = SMALL_WORLD.dialogues("ood" if name.startswith("ood") else "test", 1)
         assert list(marks["right"]) == [dialogue.id]
         right = marks["right"][dialogue.id]
         assert len(right) == len(dialogue.questions)

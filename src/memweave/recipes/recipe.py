@@ -214,6 +214,8 @@ class RecipeResult:
     """Mean reward of the episodes of each step; `None` where no episode had one."""
     parts: Mapping[str, Sequence[float]]
     """The same for each named part of the score."""
+    zero_std: Sequence[float]
+    """Share of the groups of each step whose episodes all earned the same: they teach nothing."""
     seconds: float
     """Training only: without evaluations and without starting a server."""
     episodes: int

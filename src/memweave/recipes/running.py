@@ -27,6 +27,7 @@ from memweave.recipes.recipe import (
 )
 from memweave.recipes.run_file import claim
 from memweave.serving import DEFAULT_ROLE, PolicyServer
+from memweave.serving.adapters import check_adapter, check_weights, is_adapter
 from memweave.serving.policy_folder import PolicyFolder, load_policy_folder
 from memweave.serving.server import weights_version
 from memweave.tracing import Sampling, Trace, TraceStore
@@ -55,7 +56,7 @@ EPISODE_STEPS: Final = 10_000
 def run_recipe(recipe: Recipe, settings: TrainSettings, place: Place, *, arm: str | None = None) -> RecipeResult:
     """Train as `recipe` says and return what came of it; everything made is under `place.out`.
 
-    Raises `SettingsError` for an unknown arm, or a resumed run with other settings; `InputError` for a bad base policy;
+    Raises `SettingsError` for an unknown arm, or a resumed run with other settings; `InputError` for a bad base or partner;
     `UnavailableError`, `ServerSetupError` when the policy server cannot be used; `OperationError` when weights that
     should be frozen changed.
     """
@@ -73,7 +74,7 @@ def run_recipe(recipe: Recipe, settings: TrainSettings, place: Place, *, arm: st
         place.out.mkdir(parents=True, exist_ok=True)
         claim(place.out, recipe=recipe.name, arm=arm, base=base.version, partner=partner, settings=settings)
         if place.partner is not None:
-            server.publish(place.partner, run="partner", role=FROZEN)
+            server.publish(place.partner, run=run, role=FROZEN)
         stage = recipe.stage(_staging(recipe, arm, settings, place, server, opened))
         if chosen.trainer == "sft":
             learned = _imitate(recipe, settings, place, server, stage, run)
@@ -104,6 +105,7 @@ class _Learned(TypedDict):
     end: float | None
     rewards: list[float | None]
     parts: Mapping[str, Sequence[float]]
+    zero_std: list[float]
     seconds: float
     episodes: int
     generated_tokens: int
@@ -181,6 +183,7 @@ def _learn(
         end=end,
         rewards=[fmean(values) if (values := _scores(step)) else None for step in steps],
         parts=_parts(steps),
+        zero_std=[_zero_std(step) for step in steps],
         seconds=seconds,
         episodes=len(everything),
         generated_tokens=sum(len(g.token_ids or ()) for trace in everything for g in trace.generations),
@@ -200,7 +203,7 @@ def _imitate(
         seconds = _train_on_examples(settings, place, stage.examples)
     server.publish(policy, run=run, role=DEFAULT_ROLE)
     return _Learned(
-        start=None, end=None, rewards=[], parts={}, seconds=seconds, episodes=0, generated_tokens=0, excluded=0,
+        start=None, end=None, rewards=[], parts={}, zero_std=[], seconds=seconds, episodes=0, generated_tokens=0, excluded=0,
         logprob_difference=None,
     )  # fmt: skip
 
@@ -271,13 +274,18 @@ def _evaluate(
 def partner_version(recipe: Recipe, place: Place, base: PolicyFolder) -> str | None:
     """Return the hash of the weights that play the role that is not trained; `None` when there is no such role.
 
-    Raises `SettingsError` for a partner of a recipe that has no use for one.
+    Raises `SettingsError` for a partner of a recipe that has no use for one; `AdapterError` for one that cannot be served
+    with the base policy: weights of another model, another tokenizer or chat template, or all weights on a vLLM server.
     """
     if recipe.trains is None:
         if place.partner is not None:
             raise SettingsError(f"recipe {recipe.name} has one role only; it takes no partner")
         return None
-    return base.version if place.partner is None else weights_version(place.partner)
+    if place.partner is None:
+        return base.version
+    if place.server_url is not None or is_adapter(place.partner):
+        return check_adapter(place.partner, base.path).version
+    return check_weights(place.partner, base.path)
 
 
 def _check_frozen(recipe: Recipe, place: Place, server: PolicyServer, version: str | None) -> None:
@@ -367,6 +375,14 @@ def _by_step(store: TraceStore, run: str, count: int) -> list[list[Trace]]:
         if trace.iteration is not None and trace.iteration < count:
             steps[trace.iteration].append(trace)
     return steps
+
+
+def _zero_std(step: Sequence[Trace]) -> float:
+    """Return the share of groups in which all scores are equal; groups without a score count as such."""
+    groups: dict[str | None, set[float]] = {}
+    for trace in step:
+        groups.setdefault(trace.group, set()).update([trace.score.value] if trace.score is not None else [])
+    return fmean(len(scores) < 2 for scores in groups.values()) if groups else 1.0
 
 
 def _parts(steps: Sequence[Sequence[Trace]]) -> Mapping[str, Sequence[float]]:

@@ -22,6 +22,7 @@ from memweave.errors import ContextLengthError, InputError, UnavailableError
 from memweave.graphs.memory_r1_answering import said_at
 from memweave.graphs.memory_r1_episode import EpisodeGraph, create_episode_graph
 from memweave.memory_stores import MemoryBank, SearchConfig, open_bank
+from memweave.metrics import normalise, token_f1
 from memweave.recipes.memory_r1 import players
 from memweave.records import Memory, OpKind, ProposedOp, Scope, Turn
 from memweave.tracing import Score, Trace
@@ -191,9 +192,23 @@ def _task(user: str, turns: Sequence[Turn], asked: Sequence[Question]) -> Task:
 
 def reward(task: Task, output: Any, trace: Trace) -> Score:
     """Return the mean exact match of the answers (specification, equations 4 and 7; several questions: B7)."""
+    return Score(value=_mean_score(score, task, output))
+
+
+def lenient_reward(task: Task, output: Any, trace: Trace) -> Score:
+    """Return the mean of `lenient_score`, in place of a judge that is generous; exact match is a part of it."""
+    return Score(value=_mean_score(lenient_score, task, output), parts={"exact": _mean_score(score, task, output)})
+
+
+def lenient_score(gold: str, answer: str | None) -> float:
+    """Return 1.0 when the answer contains all words of the gold answer after normalisation, whatever else it says."""
+    return float(set(normalise(gold).split()) <= set(normalise(answer or "").split()))
+
+
+def _mean_score(scored: Callable[[str, str | None], float], task: Task, output: Any) -> float:
     gold = task.metadata[GOLD]
     assert isinstance(gold, list)
-    return Score(value=fmean(score(str(one), answer) for one, answer in zip(gold, output["answers"], strict=True)))
+    return fmean(scored(str(one), answer) for one, answer in zip(gold, output["answers"], strict=True))
 
 
 # evaluation
@@ -211,6 +226,12 @@ class Outcome:
     """Turns whose reply could not be used; they changed nothing."""
     unanswered: int = 0
     """Questions whose reply could not be used; they count as wrong."""
+    f1: float = 0.0
+    """Mean token F1 over all questions, in [0, 1]."""
+    lenient: float = 0.0
+    """Share of answers that contain all words of the gold answer, in [0, 1]: what a lenient judge would count."""
+    words: float = 0.0
+    """Words per answer, mean; a reply that cannot be used has none."""
 
     @property
     def by_dialogue(self) -> list[float]:
@@ -263,7 +284,7 @@ def ask(
     *,
     budget: int = BUDGET,
     failed_turns: int = 0,
-    concurrency: int = 16,
+    concurrency: int = 64,
     tick: Callable[[], object] | None = None,
 ) -> Outcome:
     """Ask all questions of the dialogues, whose memories are in `bank`.
@@ -281,8 +302,20 @@ def ask(
         for each, output in zip(dialogues, outputs, strict=True)
     }
     sizes = [len(bank.memories(scope=Scope(user=each.id))) for each in dialogues]
-    unanswered = sum(answer is None for output in outputs for answer in output["answers"])
-    return Outcome(right, fmean(sizes), failed_turns, unanswered)
+    answers = [
+        (question.gold, answer)
+        for each, output in zip(dialogues, outputs, strict=True)
+        for question, answer in zip(each.questions, output["answers"], strict=True)
+    ]
+    return Outcome(
+        right,
+        bank_size=fmean(sizes),
+        failed_turns=failed_turns,
+        unanswered=sum(answer is None for _, answer in answers),
+        f1=fmean(token_f1(answer, gold) for gold, answer in answers),
+        lenient=fmean(lenient_score(gold, answer) for gold, answer in answers),
+        words=fmean(len((answer or "").split()) for _, answer in answers),
+    )
 
 
 def _run(

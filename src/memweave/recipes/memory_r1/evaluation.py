@@ -63,6 +63,12 @@ class BudgetResult:
     """Turns whose reply could not be used; they changed nothing."""
     unanswered: int
     """Questions whose reply could not be used; they count as wrong."""
+    f1: float
+    """Mean token F1 over all questions."""
+    lenient: float
+    """Share of answers that contain all words of the gold answer."""
+    words: float
+    """Words per answer, mean."""
     seconds: float
     """Of the asking."""
 
@@ -115,7 +121,7 @@ def evaluate_world(
     budgets: memories that the answerer sees, each 2 to 2,000.  number: dialogues, by default all of the split.  temperature,
     seed: of every policy that samples; 0 is greedy.
     answerer_temperature: that of the answerer, where it differs.  base: policy that plays `base`, and that adapters belong to.
-    concurrency: dialogues at a time, by default 64 to remember and 16 to ask.
+    concurrency: dialogues at a time, by default 64.
 
     Raises `SettingsError` for an unknown name or temperature, `InputError` for a budget, a number or a folder that cannot be,
     `ContextLengthError` when a prompt does not fit a policy, `UnavailableError` when a model does not answer.
@@ -190,7 +196,7 @@ def _asked(
     try:
         outcome = dialogs.ask(
             bank, world, dialogues, answerer,
-            budget=budget, failed_turns=failed, concurrency=concurrency or 16, tick=tick,
+            budget=budget, failed_turns=failed, concurrency=concurrency or 64, tick=tick,
         )  # fmt: skip
     except ContextLengthError as error:
         raise ContextLengthError(f"with a budget of {budget}, {error}. Or take a smaller budget") from error
@@ -299,6 +305,7 @@ class _Cast:
             temperature=self._heat[role],
             max_tokens=MAX_TOKENS[role] if provider in TRAINED else None,
             timeout=REPLY_SECONDS,
+            seed=self._seed if provider in TRAINED else None,
         )
 
     def _served(

@@ -35,7 +35,7 @@ Distill = Literal["select_then_answer", "direct", "direct_with_filler"]
 nothing and then answers."""
 FORMS: Final[tuple[Distill, ...]] = get_args(Distill)
 FILLER: Final = "-" + " ." * 6
-"""As many tokens as the usual quotation (8, the line's end included; docs/memory-r1.md)."""
+"""7 tokens of the base policy with the end of its line, as a quotation has on average."""
 
 Item = dict[str, object]
 """One operation of a manager's reply."""

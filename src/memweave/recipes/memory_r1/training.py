@@ -7,7 +7,7 @@ trained manager leaves (`--partner`); if wanted the manager again, with the trai
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Final, Literal
 
 from langchain_core.messages import BaseMessage
@@ -23,29 +23,55 @@ from memweave.recipes.memory_r1.players import Player
 from memweave.recipes.recipe import REPLY_SECONDS, Arm, Recipe, Stage, Staging, TrainSettings
 from memweave.serving.tool_text import template_messages
 from memweave.trainers.credit import broadcast, shuffled
+from memweave.trainers.rollouts import Reward
 from memweave.worlds.dialog_world import Dialogue, DialogWorld
 
-SHORT_WINDOW: Final = 24
 SHARPENED: Final = (1.0, 0.7, 0.5, 0.3)
 """Temperatures at which the base answerer is tested too; greedy is the sharpest of all."""
 MAX_TOKENS: Final = {"manager": 112, "answerer": 64}
 """Twice what a usual reply takes; a manager that is told two facts at once needs it."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What an arm is trained on, where it differs from the recipe's own."""
+
+    dialogues: int | None = None
+    """`None`: all of the split, 10. They have 159 questions, about as many as the paper's training set."""
+    window: int = dialogs.WINDOW
+    rollout: bool = False
+    """Whole dialogues from an empty bank instead of single turns on temporal banks (specification, B2)."""
+    reward: Reward = dialogs.reward
+
+
+SHORT_WINDOW: Final = 24
+"""Of the paper's appendix; its algorithm says 50 (specification, B1)."""
+MATERIAL: Final[Mapping[str, Material]] = {
+    "grpo-window24": Material(window=SHORT_WINDOW),
+    "grpo-rollout": Material(rollout=True),
+    "grpo-lenient": Material(reward=dialogs.lenient_reward),
+    "grpo-data40": Material(dialogues=3),
+    "grpo-data600": Material(dialogues=38),
+}
+"""Arms that are trained on something else than the others. `data` counts questions, about."""
+GRPO: Final = Arm(lambda seed: broadcast())
 ARMS: Final = {
-    "grpo": Arm(lambda seed: broadcast()),
+    "grpo": GRPO,
     "ppo": Arm(trainer="ppo"),
     "shuffled": Arm(lambda seed: shuffled(broadcast(), seed)),
     "sft": Arm(trainer="sft"),
+    "grpo-data40": GRPO,
+    "grpo-data600": GRPO,
 }
 Conversation = list[dict[str, str]]
 
 
 def manager_stage(given: Staging) -> Stage:
     """Return what the manager is trained on: single turns on temporal banks, or whole dialogues."""
-    world = DialogWorld()
-    train = world.dialogues("train")
-    window = SHORT_WINDOW if given.arm == "grpo-window24" else dialogs.WINDOW
-    turns = dialogs.manager_turns(world, train, window)
-    episodes = dialogs.whole_dialogues(train) if given.arm == "grpo-rollout" else turns
+    world, material = DialogWorld(), MATERIAL.get(given.arm, Material())
+    train = world.dialogues("train", material.dialogues)
+    turns = dialogs.manager_turns(world, train, material.window)
+    episodes = dialogs.whole_dialogues(train) if material.rollout else turns
     held_out = dialogs.manager_turns(world, world.dialogues("val"))
     bank = given.open.enter_context(dialogs.scratch_bank())
     turns.fill(bank)
@@ -54,7 +80,7 @@ def manager_stage(given: Staging) -> Stage:
         graph=dialogs.episode_graph(world, _manager(given, None), _answerer(given, None)),
         train=episodes.tasks,
         held_out=held_out.tasks[: given.settings.eval_tasks],
-        reward=dialogs.reward,
+        reward=material.reward,
         bank=bank,
         actors=("manager",),
         examples=lambda: _manager_examples(world, train),
@@ -64,8 +90,8 @@ def manager_stage(given: Staging) -> Stage:
 
 def answerer_stage(given: Staging) -> Stage:
     """Return what the answerer is trained on: questions on the banks that the frozen manager left."""
-    world = DialogWorld()
-    train, held_out = world.dialogues("train"), world.dialogues("val")
+    world, material = DialogWorld(), MATERIAL.get(given.arm, Material())
+    train, held_out = world.dialogues("train", material.dialogues), world.dialogues("val")
     bank = given.open.enter_context(dialogs.scratch_bank())
     given.place.say(f"the frozen manager remembers {len(train) + len(held_out)} dialogues")
     dialogs.construct(bank, world, [*train, *held_out], _manager(given, 0.0))
@@ -73,7 +99,7 @@ def answerer_stage(given: Staging) -> Stage:
         graph=dialogs.episode_graph(world, players.MANAGERS["always-noop"], _answerer(given, None)),
         train=dialogs.questions(train).tasks,
         held_out=dialogs.questions(held_out).tasks[: given.settings.eval_tasks],
-        reward=dialogs.reward,
+        reward=material.reward,
         bank=bank,
         actors=("answerer",),
         examples=lambda: _answerer_examples(bank, world, train),
@@ -98,19 +124,32 @@ def _tested(given: Staging, world: DialogWorld) -> list[Dialogue]:
     return [] if given.settings.test_size == 0 else world.dialogues("test", given.settings.test_size)
 
 
+def _unseen(given: Staging, world: DialogWorld) -> list[Dialogue]:
+    """Return the dialogues with unseen words and templates, at most as many as are tested."""
+    return world.dialogues("ood")[: given.settings.test_size]
+
+
 def tested_manager(given: Staging, world: DialogWorld, dialogues: Sequence[Dialogue]) -> Mapping[str, JsonValue]:
-    """Return how the manager does on whole dialogues with the frozen answerer: greedy at each budget, and at T = 1."""
+    """Return how the manager does on whole dialogues with the frozen answerer: greedy at each budget, and at T = 1.
+
+    `ood` has unseen words and templates.
+    """
     found: dict[str, JsonValue] = {}
-    for name, temperature, budgets in (("greedy", 0.0, dialogs.BUDGETS), ("sampled", 1.0, (dialogs.BUDGET,))):
-        if not dialogues:
-            break
-        given.place.say(f"testing the manager on {len(dialogues)} dialogues, {name}")
+    if not dialogues:
+        return found
+    one = (dialogs.BUDGET,)
+    for name, temperature, budgets, asked in (
+        ("greedy", 0.0, dialogs.BUDGETS, dialogues),
+        ("sampled", 1.0, one, dialogues),
+        ("ood", 0.0, one, _unseen(given, world)),
+    ):
+        given.place.say(f"testing the manager on {len(asked)} dialogues, {name}")
         with dialogs.scratch_bank() as bank:
-            failed = dialogs.construct(bank, world, dialogues, _manager(given, temperature))
+            failed = dialogs.construct(bank, world, asked, _manager(given, temperature))
             for budget in budgets:
                 answerer = _answerer(given, 0.0)
                 found[f"{name}-{budget}"] = payload(
-                    dialogs.ask(bank, world, dialogues, answerer, budget=budget, failed_turns=failed)
+                    dialogs.ask(bank, world, asked, answerer, budget=budget, failed_turns=failed)
                 )
     return found
 
@@ -118,35 +157,47 @@ def tested_manager(given: Staging, world: DialogWorld, dialogues: Sequence[Dialo
 def tested_answerer(given: Staging, world: DialogWorld, dialogues: Sequence[Dialogue]) -> Mapping[str, JsonValue]:
     """Return how the answerer does on the frozen manager's banks, beside the base answerer, sharpened or not, and the oracle.
 
-    With a trained partner also the four cells {base, partner} x {base, trained}.
+    With a trained partner also the four cells {base, partner} x {base, trained}. `ood` has unseen words and templates.
     """
     found: dict[str, JsonValue] = {}
-    trained = _answerer(given, 0.0)
-    managers = {"partner": _manager(given, 0.0)}
+    if not dialogues:
+        return found
+    trained, partner = _answerer(given, 0.0), _manager(given, 0.0)
+    base = _base_answerer(given, 0.0)
+    cells: dict[str, tuple[PolicyLike[AnswerRequest], int]] = {
+        "partner/base": (base, dialogs.BUDGET),
+        "partner/trained": (trained, dialogs.BUDGET),
+        **{f"partner/base-t{t:g}": (_base_answerer(given, t), dialogs.BUDGET) for t in SHARPENED},
+        "partner/oracle": (players.ANSWERERS["oracle"], dialogs.BUDGET),
+        f"sampled-{dialogs.BUDGET}": (_answerer(given, 1.0), dialogs.BUDGET),
+        **{f"greedy-{budget}": (trained, budget) for budget in dialogs.BUDGETS},
+    }
+    found |= _asked(given, world, dialogues, "partner", partner, cells)
     if given.place.partner is not None:
-        managers["base"] = LLMPolicy(given.base_at("manager", 0.0), MANAGER, profile="none", timeout=REPLY_SECONDS)
-    for name, manager in managers.items():
-        if not dialogues:
-            break
-        given.place.say(f"testing the answerer on {len(dialogues)} dialogues of the {name} manager")
-        others: dict[str, PolicyLike[AnswerRequest]] = {
-            f"{name}/base": _base_answerer(given, 0.0),
-            f"{name}/trained": trained,
-        }
-        if name == "partner":
-            others |= {f"partner/base-t{t:g}": _base_answerer(given, t) for t in SHARPENED}
-            others |= {
-                "partner/oracle": players.ANSWERERS["oracle"],
-                f"sampled-{dialogs.BUDGET}": _answerer(given, 1.0),
-            }
-        with dialogs.scratch_bank() as bank:
-            failed = dialogs.construct(bank, world, dialogues, manager)
-            for cell, answerer in others.items():
-                found[cell] = payload(dialogs.ask(bank, world, dialogues, answerer, failed_turns=failed))
-            for budget in dialogs.BUDGETS if name == "partner" else ():
-                at = dialogs.ask(bank, world, dialogues, trained, budget=budget, failed_turns=failed)
-                found[f"greedy-{budget}"] = payload(at)
+        manager = LLMPolicy(given.base_at("manager", 0.0), MANAGER, profile="none", timeout=REPLY_SECONDS)
+        both = {"base/base": (base, dialogs.BUDGET), "base/trained": (trained, dialogs.BUDGET)}
+        found |= _asked(given, world, dialogues, "base", manager, both)
+    unseen = {f"ood-base-{dialogs.BUDGET}": (base, dialogs.BUDGET), f"ood-{dialogs.BUDGET}": (trained, dialogs.BUDGET)}
+    found |= _asked(given, world, _unseen(given, world), "partner", partner, unseen)
     return found
+
+
+def _asked(
+    given: Staging,
+    world: DialogWorld,
+    dialogues: Sequence[Dialogue],
+    name: str,
+    manager: PolicyLike[ManageRequest],
+    cells: Mapping[str, tuple[PolicyLike[AnswerRequest], int]],
+) -> dict[str, JsonValue]:
+    """Let `manager` remember the dialogues, and return what each cell (answerer, budget) answers on its banks."""
+    given.place.say(f"testing the answerer on {len(dialogues)} dialogues of the {name} manager")
+    with dialogs.scratch_bank() as bank:
+        failed = dialogs.construct(bank, world, dialogues, manager)
+        return {
+            cell: payload(dialogs.ask(bank, world, dialogues, answerer, budget=budget, failed_turns=failed))
+            for cell, (answerer, budget) in cells.items()
+        }
 
 
 def _base_answerer(given: Staging, temperature: float) -> LLMPolicy[AnswerRequest]:
@@ -211,12 +262,12 @@ def _recipe(trains: Trains, summary: str, arms: Mapping[str, Arm], settings: Tra
 MEMORY_R1_MANAGER: Final = _recipe(
     "manager",
     "Memory-R1's manager on DialogWorld, reward = exact match of the frozen answerer (minutes on a CPU)",
-    {**ARMS, "grpo-window24": Arm(lambda seed: broadcast()), "grpo-rollout": Arm(lambda seed: broadcast())},
+    {**ARMS, "grpo-window24": GRPO, "grpo-rollout": GRPO},
     TrainSettings(steps=60, learning_rate=1e-3, lora_rank=16, eval_tasks=32),
 )
 MEMORY_R1_ANSWERER: Final = _recipe(
     "answerer",
     "Memory-R1's answerer on the banks of a frozen manager, reward = exact match (minutes on a CPU)",
-    ARMS,
+    {**ARMS, "grpo-lenient": GRPO},
     TrainSettings(steps=60, learning_rate=3e-4, lora_rank=16, eval_tasks=32),
 )
