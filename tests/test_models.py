@@ -10,7 +10,9 @@ from pydantic import SecretStr
 
 from memweave.errors import SettingsError, UsageError
 from memweave.models import ModelOptions, chat_model, model_name, providers, register_provider
+from memweave.serving import VLLMChatModel
 from memweave.testing.models import ScriptedChatModel
+from memweave.tracing import Sampling
 
 
 def openai_model(spec: str, **options: object) -> ChatOpenAI:
@@ -33,9 +35,9 @@ def test_openai_by_name() -> None:
 
 
 def test_any_endpoint_that_speaks_the_protocol_needs_no_key() -> None:
-    model = openai_model("openai:org/qwen3@http://localhost:8000/v1", temperature=None, max_tokens=64)
+    model = openai_model("openai:org/qwen3@http://localhost:8000/v1", temperature=None, max_tokens=64, seed=4)
     assert (model_name(model), model.openai_api_base) == ("org/qwen3", "http://localhost:8000/v1")
-    assert (model.temperature, model.max_tokens, model.request_timeout) == (None, 64, 60)
+    assert (model.temperature, model.max_tokens, model.request_timeout, model.seed) == (None, 64, 60, 4)
 
 
 def test_neither_key_nor_address_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,9 +108,11 @@ def test_scripted_model_as_a_function() -> None:
 
 
 def test_a_vllm_server_by_url() -> None:
-    model = chat_model("vllm:run1-policy-v3@http://localhost:8000/v1", max_tokens=64, timeout=5)
+    model = chat_model("vllm:run1-policy-v3@http://localhost:8000/v1", max_tokens=64, timeout=5, seed=3)
     assert model_name(model) == "run1-policy-v3"
     assert model.disable_streaming is True
+    assert isinstance(model, VLLMChatModel)
+    assert model.sampling == Sampling(temperature=0.0, max_tokens=64, seed=3)
 
 
 @pytest.mark.parametrize("spec", ["vllm:name", "vllm:@http://localhost:8000", "vllm:name@localhost:8000"])

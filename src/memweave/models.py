@@ -37,6 +37,8 @@ class ModelOptions:
     """Seconds that one request may take."""
     max_retries: int = 2
     """Requests that are sent again after a failed connection or an overloaded server."""
+    seed: int | None = None
+    """Of sampling; `None` leaves it to the endpoint."""
 
 
 ProviderFactory = Callable[[str, ModelOptions], "BaseChatModel"]
@@ -51,12 +53,13 @@ def chat_model(
     max_tokens: int | None = None,
     timeout: float = 60.0,
     max_retries: int = 2,
+    seed: int | None = None,
 ) -> BaseChatModel:
     """Return the chat model that `spec` names; nothing is connected yet.
 
     spec: `openai:NAME` for OpenAI, `openai:NAME@BASE_URL` for any endpoint that speaks its protocol, `vllm:NAME@URL` for a
     policy on a vLLM server, `local:FOLDER` or `local:FOLDER?adapter=FOLDER` for a policy in this process (loaded now), or
-    what `register_provider` added.  timeout: seconds per request.
+    what `register_provider` added.  timeout: seconds per request.  seed: of sampling; a policy draws that of each call from it.
 
     Raises `SettingsError` for an unknown provider, a malformed specification or a missing key.
     """
@@ -66,7 +69,12 @@ def chat_model(
         raise SettingsError(_not_a_spec(spec, provider))
     key = SecretStr(api_key) if isinstance(api_key, str) else api_key
     options = ModelOptions(
-        api_key=key, temperature=temperature, max_tokens=max_tokens, timeout=timeout, max_retries=max_retries
+        api_key=key,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        timeout=timeout,
+        max_retries=max_retries,
+        seed=seed,
     )
     return factory(rest.strip(), options)
 
@@ -114,6 +122,7 @@ def _openai(rest: str, options: ModelOptions) -> BaseChatModel:
         max_completion_tokens=options.max_tokens,
         timeout=options.timeout,
         max_retries=options.max_retries,
+        seed=options.seed,
         stream_usage=not at,
     )
 
@@ -127,7 +136,7 @@ def _vllm(rest: str, options: ModelOptions) -> BaseChatModel:
     if not name or not at or not re.match(r"https?://[^/\s]+", url):
         raise SettingsError(f"'vllm:{rest}' is not vllm:NAME@URL, e.g. vllm:run1-policy-v12@http://localhost:8000")
     key = options.api_key.get_secret_value() if options.api_key else None
-    sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens)
+    sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens, seed=options.seed)
     return VLLMChatModel.connect(
         VLLMEndpoint(url, api_key=key), name, lambda: Served(name, None), sampling=sampling, timeout=options.timeout
     )
@@ -137,7 +146,7 @@ def _local(rest: str, options: ModelOptions) -> BaseChatModel:
     from memweave.serving.local_spec import local_chat_model
     from memweave.tracing.records import Sampling
 
-    sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens)
+    sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens, seed=options.seed)
     return local_chat_model(rest, sampling=sampling, timeout=options.timeout)
 
 

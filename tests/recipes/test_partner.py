@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from memweave.errors import InputError
 from memweave.recipes import Place, find_recipe
+from memweave.recipes.recipe import Stage, Staging
+from memweave.recipes.running import run_recipe
+from memweave.serving import create_policy
 
 pytest.importorskip("torch")
-pytest.importorskip("trl")
-
-from memweave.recipes.running import run_recipe  # noqa: E402 - after importorskip
-from memweave.serving import create_policy  # noqa: E402
 
 TEXTS = ["Alice lives in Paris [3]. Bob moved to Rome in 2024. Where does Alice live?"] * 4
 Run = Callable[..., None]
@@ -30,8 +30,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def refused(base: Path, tmp_path: Path) -> Run:
     """Return a function that checks that a run with this partner is refused with this message, and leaves nothing."""
 
+    def stage(given: Staging) -> Stage:
+        raise AssertionError("the run began")
+
     def run(partner: Path, message: str, server_url: str | None = None) -> None:
-        recipe = find_recipe("memory-r1-answerer")
+        recipe = replace(find_recipe("memory-r1-answerer"), stage=stage)
         place = Place(out=tmp_path / "run", base=base, partner=partner, server_url=server_url)
         with pytest.raises(InputError, match=message):
             run_recipe(recipe, recipe.settings, place)
@@ -53,9 +56,9 @@ def test_a_policy_of_the_same_shape(base: Path, tmp_path: Path, refused: Run, le
 
 def test_a_policy_of_another_shape(base: Path, tmp_path: Path, refused: Run) -> None:
     deeper = create_policy(tmp_path / "deeper", TEXTS, vocab_size=300, layers=2).path
-    shallow = create_policy(tmp_path / "shallow", TEXTS, vocab_size=300, layers=1, hidden=128).path
-    refused(shallow, f"{shallow} holds weights of another model than {base}")
-    refused(deeper, f"{deeper} holds weights of another model than {base}")
+    wider = create_policy(tmp_path / "wider", TEXTS, vocab_size=300, layers=1, hidden=128).path
+    for other in (deeper, wider):
+        refused(other, f"{other} holds weights of another model than {base}")
 
 
 def test_a_folder_without_weights(tmp_path: Path, refused: Run) -> None:

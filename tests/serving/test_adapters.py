@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from memweave.errors import AdapterError
 from memweave.serving import adapters
-from memweave.serving.adapters import check_adapter, copy_whole
-from memweave.serving.policy_folder import create_policy
+from memweave.serving.adapters import check_adapter, check_weights, copy_whole
+from memweave.serving.policy_folder import create_policy, other_text
 from memweave.serving.server import weights_version
 
 Make = Callable[..., Path]
@@ -55,6 +55,47 @@ def test_an_adapter_of_another_base(make_adapter: Make, policy: Path, tmp_path: 
 def test_a_base_that_moved_is_still_the_base(make_adapter: Make, policy: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(policy, tmp_path / "elsewhere")
     assert check_adapter(make_adapter("a"), moved).rank == 4
+
+
+def new_word(folder: Path) -> None:
+    """Let the tokenizer read `Alice` as one token."""
+    file = folder / "tokenizer.json"
+    rules = json.loads(file.read_text())
+    word = {**rules["added_tokens"][-1], "id": len(rules["model"]["vocab"]), "content": "Alice", "special": False}
+    file.write_text(json.dumps({**rules, "added_tokens": [*rules["added_tokens"], word]}))
+
+
+def new_template(folder: Path) -> None:
+    file = folder / "chat_template.jinja"
+    file.write_text("Be brief. " + file.read_text())
+
+
+@pytest.mark.parametrize(("edit", "what"), [(new_word, "tokenizer"), (new_template, "chat template")])
+def test_weights_that_bring_another_tokenizer_or_chat_template(
+    make_adapter: Make, policy: Path, tmp_path: Path, edit: Callable[[Path], None], what: str
+) -> None:
+    """A run saves them beside its adapter; so one of an older base is known by them even where all shapes are the same."""
+    adapter, whole = make_adapter("a"), Path(shutil.copytree(policy, tmp_path / "whole"))
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(policy / name, adapter)
+    used = json.loads((adapter / "tokenizer.json").read_text()) | {"padding": {"strategy": "BatchLongest"}}
+    (adapter / "tokenizer.json").write_text(json.dumps(used))  # its last user padded; the tokens are the same
+    assert check_adapter(adapter, policy).version == weights_version(adapter)
+    assert check_weights(whole, policy) == weights_version(policy)
+    for folder, check in ((adapter, check_adapter), (whole, check_weights)):
+        edit(folder)
+        with pytest.raises(AdapterError, match=f"{folder} has another {what} than {policy}, .* of another base policy"):
+            check(folder, policy)
+
+
+def test_a_chat_template_may_stand_among_the_settings(policy: Path, tmp_path: Path) -> None:
+    whole = Path(shutil.copytree(policy, tmp_path / "whole"))
+    settings = json.loads((whole / "tokenizer_config.json").read_text())
+    template = (whole / "chat_template.jinja").read_text()
+    (whole / "chat_template.jinja").unlink()
+    for given, other in ((template, None), (template + " ", "chat template"), ([{"name": "tools"}], None)):
+        (whole / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": given}))
+        assert other_text(whole, policy) == other
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""LoRA adapters on disk: whether a folder holds one that fits a base policy, and copies that appear whole or not at all.
+"""Trained weights on disk: whether a folder holds an adapter, or all weights, that fit a base policy; and copies of adapters
+that appear whole or not at all.
 
-A server that is handed a wrong adapter fails late, or serves other weights than the trainer believes. So everything that
-can be seen from the files is checked before it is asked. No torch is needed. This module does not know servers.
+A server that is handed wrong weights fails late, or serves others than the trainer believes. So everything that can be seen
+from the files is checked before it is asked. No torch is needed. This module does not know servers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
-from memweave.errors import AdapterError, InputError, StorageFullError
+from memweave.errors import AdapterError, InputError, StorageFullError, UsageError
+from memweave.serving.policy_folder import other_text
 from memweave.serving.server import weights_version
 from memweave.serving.weight_files import TensorInfo, not_finite, read_tensors
 
@@ -38,6 +40,11 @@ class Adapter:
     version: str
 
 
+def is_adapter(folder: Path) -> bool:
+    """Return whether `folder` is to be taken for an adapter: it holds one, or at least no full weights."""
+    return (folder / CONFIG).is_file() or not any(folder.glob("model*.safetensors"))
+
+
 def check_adapter(folder: Path, base: Path, *, max_rank: int | None = None) -> Adapter:
     """Return the adapter in `folder`; raise `AdapterError` unless a server of `base` can serve it as it was trained.
 
@@ -47,6 +54,7 @@ def check_adapter(folder: Path, base: Path, *, max_rank: int | None = None) -> A
     _check_settings(folder, config)
     try:
         tensors, base_tensors = read_tensors(folder, WEIGHTS), read_tensors(base)
+        _check_text(folder, base)
     except AdapterError:
         raise
     except InputError as error:
@@ -62,6 +70,23 @@ def check_adapter(folder: Path, base: Path, *, max_rank: int | None = None) -> A
     if max_rank is not None and rank > max_rank:
         raise AdapterError(rank_message(str(folder), rank, max_rank))
     return Adapter(folder, rank, weights_version(folder))
+
+
+def check_weights(folder: Path, base: Path) -> str:
+    """Return the version of the full weights in `folder`; raise `AdapterError` unless they are those of a model like `base`."""
+    try:
+        found, expected = read_tensors(folder), read_tensors(base)
+        shapes, other = ({name: tensor.shape for name, tensor in each.items()} for each in (expected, found))
+        if wrong := sorted(name for name in shapes.keys() | other.keys() if shapes.get(name) != other.get(name)):
+            raise AdapterError(
+                f"{folder} holds weights of another model than {base}: {wrong[0]} differs, or only one of them has it"
+            )
+        if bad := not_finite(found):
+            raise AdapterError(f"{folder}: {bad[0]} holds NaN or infinity. Publish an earlier checkpoint")
+        _check_text(folder, base)
+        return weights_version(folder)
+    except UsageError as error:
+        raise error if isinstance(error, AdapterError) else AdapterError(str(error)) from error
 
 
 def rank_message(adapter: str, rank: int | str, max_rank: int | str) -> str:
@@ -110,7 +135,7 @@ def _config(folder: Path) -> Mapping[str, Any]:
 
 
 def _no_adapter(folder: Path) -> str:
-    if any(folder.glob("model*.safetensors")):
+    if not is_adapter(folder):
         return (
             f"{folder} holds full weights. vLLM serves LoRA adapters here: it cannot exchange the base's weights while it "
             "runs. Train an adapter (peft_config), or use LocalServer"
@@ -189,6 +214,15 @@ def _check_base(folder: Path, config: Mapping[str, Any], base: Path) -> None:
     if not same:
         raise AdapterError(
             f"Adapter {folder} was trained on {named}, the server's base is {base}: their weights differ"
+        )
+
+
+def _check_text(folder: Path, base: Path) -> None:
+    """Refuse weights that were trained on other tokens: the server writes every prompt as its base does."""
+    if what := other_text(folder, base):
+        raise AdapterError(
+            f"{folder} has another {what} than {base}, as which the server writes every prompt: its weights are of another "
+            "base policy, and belong with that one"
         )
 
 

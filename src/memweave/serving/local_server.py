@@ -22,11 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from memweave.errors import AdapterError, ContextLengthError, InputError, SettingsError, UnavailableError, UsageError
-from memweave.serving.adapters import base_version, check_adapter
+from memweave.errors import ContextLengthError, InputError, SettingsError, UnavailableError
+from memweave.serving.adapters import base_version, check_adapter, check_weights, is_adapter
 from memweave.serving.policy_folder import PolicyFolder, load_policy_folder, require_torch
-from memweave.serving.server import DEFAULT_ROLE, PublishedPolicy, weights_version
-from memweave.serving.weight_files import not_finite, read_tensors
+from memweave.serving.server import DEFAULT_ROLE, PublishedPolicy
 from memweave.tracing.records import Sampling
 
 if TYPE_CHECKING:
@@ -127,11 +126,11 @@ class LocalServer:
         folder = Path(weights).absolute()
         with self._publishing:
             self._worker.check_open()
-            if (folder / "adapter_config.json").is_file() or not any(folder.glob("model*.safetensors")):
+            if is_adapter(folder):
                 version = check_adapter(folder, self.base).version
                 served = self._loader.adapted(folder)
             else:
-                version = _check_weights(folder, self.base)
+                version = check_weights(folder, self.base)
                 served = self._loader.full(folder)
             number = self._numbers[run, role] = self._numbers.get((run, role), 0) + 1
             name = f"{run}-{role}-v{number}"
@@ -231,20 +230,6 @@ def check_sampling(sampling: Sampling) -> None:
         raise SettingsError(f"temperature is 0 (greedy) or above, not {sampling.temperature}")
     if sampling.max_tokens is not None and sampling.max_tokens < 1:
         raise SettingsError(f"max_tokens starts at 1, not {sampling.max_tokens}")
-
-
-def _check_weights(folder: Path, base: Path) -> str:
-    """Return the version of full weights; raise `AdapterError` unless they are those of a model like the base."""
-    try:
-        found, expected = read_tensors(folder), read_tensors(base)
-        wrong = [name for name in expected if name not in found or found[name].shape != expected[name].shape]
-        if wrong:
-            raise AdapterError(f"{folder} holds weights of another model than {base}: {wrong[0]} differs or is missing")
-        if bad := not_finite(found):
-            raise AdapterError(f"{folder}: {bad[0]} holds NaN or infinity. Publish an earlier checkpoint")
-        return weights_version(folder)
-    except UsageError as error:
-        raise error if isinstance(error, AdapterError) else AdapterError(str(error)) from error
 
 
 class _Worker:

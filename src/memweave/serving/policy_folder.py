@@ -31,6 +31,8 @@ POLICY_FORMAT: Final = 1
 """Version of the folders that `create_policy` writes."""
 FORMAT_FILE: Final = "memweave_policy.json"
 TEMPLATE_FILE: Final = "chat_template.jinja"
+TOKENIZER_FILE: Final = "tokenizer.json"
+TOKENIZER_SETTINGS: Final = "tokenizer_config.json"
 
 END: Final = "<|end|>"
 PAD: Final = "<|pad|>"
@@ -163,6 +165,17 @@ def load_policy_folder(folder: Path | str) -> PolicyFolder:
     return PolicyFolder(path, weights_version(path), context, eos, vocabulary, ours)
 
 
+def other_text(folder: Path, base: Path) -> str | None:
+    """Return what of `folder` makes other tokens of a conversation than the policy in `base` does; `None` if nothing does.
+
+    It is `tokenizer` or `chat template`. A folder need not bring them. Raises `InputError` for one that cannot be read.
+    """
+    if (folder / TOKENIZER_FILE).is_file() and _rules(folder) != _rules(base):
+        return "tokenizer"
+    template = _template(folder)
+    return "chat template" if template is not None and template != _template(base) else None
+
+
 def require_torch(what: str) -> None:
     """Raise `NotInstalledError` unless the packages of the in-process policy are installed. what: who needs them."""
     missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
@@ -254,21 +267,37 @@ def _check_format(path: Path) -> bool:
 
 def _check_tokenizer(path: Path) -> int:
     """Return one more than the highest token id."""
-    if not (path / "tokenizer.json").exists():
-        raise InputError(f"{path} holds no tokenizer: expected tokenizer.json")
-    settings = _read_json(path / "tokenizer_config.json", "its tokenizer")
+    if not (path / TOKENIZER_FILE).exists():
+        raise InputError(f"{path} holds no tokenizer: expected {TOKENIZER_FILE}")
+    settings = _read_json(path / TOKENIZER_SETTINGS, "its tokenizer")
     if not (path / TEMPLATE_FILE).exists() and not settings.get("chat_template"):
         raise InputError(
             f"{path} holds no chat template: expected {TEMPLATE_FILE}. A base model without one cannot chat"
         )
-    tokenizer = _read_json(path / "tokenizer.json", "its tokenizer")
+    tokenizer = _read_json(path / TOKENIZER_FILE, "its tokenizer")
     try:
         # Most kinds keep a map from piece to id, Unigram a list.
         vocabulary = tokenizer["model"]["vocab"]
         ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
         return 1 + int(max([*ids, *(token["id"] for token in tokenizer.get("added_tokens") or [])]))
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path / 'tokenizer.json'} cannot be read as a tokenizer. Copy it again") from error
+        raise InputError(f"{path / TOKENIZER_FILE} cannot be read as a tokenizer. Copy it again") from error
+
+
+def _rules(path: Path) -> dict[str, Any]:
+    """Return the tokenizer of a folder, without the settings that its last user may have left in the file."""
+    found = _read_json(path / TOKENIZER_FILE, "its tokenizer")
+    return {key: value for key, value in found.items() if key not in ("version", "truncation", "padding")}
+
+
+def _template(path: Path) -> str | None:
+    """Return the chat template of a folder, if it has exactly one."""
+    if (path / TEMPLATE_FILE).exists():
+        return (path / TEMPLATE_FILE).read_text()
+    if not (path / TOKENIZER_SETTINGS).exists():
+        return None
+    found = _read_json(path / TOKENIZER_SETTINGS, "its tokenizer").get("chat_template")
+    return found if isinstance(found, str) else None
 
 
 def _check_shapes(path: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> int:
