@@ -1,10 +1,11 @@
-"""A real vLLM for integration tests, started by the product's own code and shared by the whole session."""
+"""A real vLLM for integration tests, started by the product's own code and shared by all tests of a base policy."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,15 +35,22 @@ def say(line: str) -> None:
     print(f"[vllm] {line}", file=sys.stderr)
 
 
+@contextmanager
+def serving(base: Path, log: Path, *, max_lora_rank: int) -> Iterator[Served]:
+    """Serve `base`; the environment is made first when it is not there (3 GB, minutes)."""
+    ensure_env(_ENV, say)
+    settings = ServeSettings(max_loras=4, max_lora_rank=max_lora_rank, kv_cache_gb=0.25, api_key=KEY)
+    with start(base, settings=settings, env=_ENV, log=log, say=say) as process:
+        yield Served(process, base, _ENV)
+
+
 @pytest.fixture(scope="session")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Return a vLLM server; its environment is made first when it is not there (3 GB, minutes)."""
+    """Return a vLLM server of a policy that knows nothing."""
     pytest.importorskip("peft", reason="needs the extra `train`")
     from memweave.serving.policy_folder import create_policy
 
-    ensure_env(_ENV, say)
     folder = tmp_path_factory.mktemp("vllm")
     base = create_policy(folder / "base", TEXTS, vocab_size=320, context=CONTEXT, initializer_range=0.2, seed=1).path
-    settings = ServeSettings(max_loras=4, max_lora_rank=8, kv_cache_gb=0.25, api_key=KEY)
-    with start(base, settings=settings, env=_ENV, log=folder / "vllm.log", say=say) as process:
-        yield Served(process, base, _ENV)
+    with serving(base, folder / "vllm.log", max_lora_rank=8) as served:
+        yield served

@@ -114,6 +114,21 @@ def test_two_roles_are_served_side_by_side(vllm: Served, server: VLLMServer, mak
         assert apart(found["token_logprobs"], trainers_logprobs(vllm.base, adapters[role], found, 1.0)) <= TOLERANCE
 
 
+def test_many_prompts_with_seeds_at_once(vllm: Served, server: VLLMServer) -> None:
+    """They are more than one step of the server reads. Half a prompt with a seed would end its engine."""
+    chat = server.chat_model(sampling=Sampling(max_tokens=4, seed=1))
+
+    async def everyone() -> list[dict[str, Any]]:
+        prompts = [f"{number} " + "Where does Alice live? " * 20 for number in range(64)]
+        return [reply.response_metadata for reply in await asyncio.gather(*(chat.ainvoke(each) for each in prompts))]
+
+    replies = asyncio.run(everyone())
+    assert sum(len(found["prompt_token_ids"]) for found in replies) > 3 * 2_048
+    assert [len(found["token_ids"]) for found in replies] == [4] * 64
+    assert server.chat_model().invoke("hello").response_metadata["token_ids"]
+    assert vllm.process.running
+
+
 class State(TypedDict, total=False):
     text: str
 

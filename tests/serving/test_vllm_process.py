@@ -113,7 +113,13 @@ def test_a_port_in_use_is_found_before_anything_starts(policy: Path, make_env: M
 
 def test_the_flags_without_which_training_goes_wrong(policy: Path, tmp_path: Path) -> None:
     line = " ".join(command(policy, tmp_path, ServeSettings(api_key="secret"), 1234))
-    for flag in ("--logprobs-mode processed_logprobs", "--generation-config vllm", "--enable-lora", "--dtype float32"):
+    for flag in (
+        "--logprobs-mode processed_logprobs",
+        "--generation-config vllm",
+        "--enable-lora",
+        "--dtype float32",
+        "--no-enable-chunked-prefill",
+    ):
         assert flag in line
     assert "--max-model-len 256" in line
     assert "secret" not in line

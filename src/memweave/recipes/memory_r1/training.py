@@ -269,5 +269,5 @@ MEMORY_R1_ANSWERER: Final = _recipe(
     "answerer",
     "Memory-R1's answerer on the banks of a frozen manager, reward = exact match (minutes on a CPU)",
     {**ARMS, "grpo-lenient": GRPO},
-    TrainSettings(steps=60, learning_rate=3e-4, lora_rank=16, eval_tasks=32),
+    TrainSettings(steps=100, learning_rate=1e-3, lora_rank=16, eval_tasks=32),
 )
