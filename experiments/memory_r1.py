@@ -29,13 +29,16 @@ class Results:
         found = [json.loads(file.read_text()) for file in files]
         return {int(one["seed"]): one for one in found}
 
-    def evaluation(self, name: str, budget: int = 6) -> Marks | None:
-        """Return the marks of an evaluation; `None` when it has not been run."""
+    def file(self, name: str) -> Mapping[str, Any] | None:
+        """Return what an evaluation found; `None` when it has not been run."""
         file = self.folder / "dialog-world" / f"{name}.json"
-        if not file.exists():
-            return None
-        marks: Marks = json.loads(file.read_text())["budgets"][str(budget)]["right"]
-        return marks
+        found: Mapping[str, Any] | None = json.loads(file.read_text()) if file.exists() else None
+        return found
+
+    def evaluation(self, name: str, budget: int = 6) -> Marks | None:
+        """Return the marks of an evaluation on whole dialogues; `None` when it has not been run."""
+        found = self.file(name)
+        return None if found is None else found["budgets"][str(budget)]["right"]
 
 
 def tree(seeds: Sequence[Marks]) -> list[list[list[float]]]:
@@ -87,7 +90,15 @@ def manager(folder: Path) -> str:
     for arm in ("grpo", "ppo", "shuffled", "sft", "grpo-window24", "grpo-rollout"):
         if marks := marks_of(results.runs("manager", arm), "greedy-6"):
             lines.append(row(f"{arm}, greedy", marks, [base], [oracle]))
-    for name in ("oracle-manager", "always-add", "always-noop", "exact-key", "rule", "bm25-raw-turns"):
+    for name in (
+        "oracle-manager",
+        "always-add",
+        "always-noop",
+        "exact-key",
+        "rule",
+        "bm25-raw-turns",
+        "bm25-raw-turns-oracle",
+    ):
         if (found := results.evaluation(name)) is not None:
             lines.append(row(name, [found], [base], [oracle]))
     if (full := results.evaluation("full-context", 1000)) is not None:
@@ -110,21 +121,22 @@ def answerer(folder: Path) -> str:
     if not grpo:
         return "(not run yet)"
     lines = [*HEAD]
-    base, warm, oracle = (marks_of(grpo, f"partner/{name}") for name in ("base", "base-t1", "oracle"))
+    base, oracle = (marks_of(grpo, f"partner/{name}") for name in ("base", "oracle"))
     lines.append(row("base, greedy", base, None, None))
-    for arm in ("grpo", "ppo", "shuffled", "sft"):
-        runs = results.runs("answerer", arm)
-        if runs:
-            own = marks_of(runs, "partner/base")
-            lines.append(row(f"{arm}, greedy", marks_of(runs, "greedy-6"), own, marks_of(runs, "partner/oracle")))
-    lines += [row(f"base, T = {t}", marks_of(grpo, f"partner/base-t{t}"), base, oracle) for t in ("0.3", "0.5", "0.7")]
-    lines.append(row("base, T = 1", warm, None, None))
-    for arm in ("grpo", "ppo", "shuffled", "sft"):
-        runs = results.runs("answerer", arm)
-        if runs:
-            own = marks_of(runs, "partner/base-t1")
-            sampled = marks_of(runs, "sampled-6")
-            lines.append(row(f"{arm}, T = 1 (minus base at T = 1)", sampled, own, marks_of(runs, "partner/oracle")))
+    arms = ("grpo", "ppo", "shuffled", "sft", "grpo-lenient", "grpo-data40", "grpo-data600")
+    for cell, reference, said in (("greedy-6", "base", "greedy"), ("sampled-6", "base-t1", "T = 1")):
+        if cell == "sampled-6":
+            lines += [
+                row(f"base, T = {t}", marks_of(grpo, f"partner/base-t{t}"), base, oracle) for t in ("0.3", "0.5", "0.7")
+            ]
+            lines.append(row("base, T = 1", marks_of(grpo, "partner/base-t1"), None, None))
+            said = "T = 1 (minus base at T = 1)"
+        for arm in arms:
+            runs = results.runs("answerer", arm)
+            same = {seed: grpo[seed] for seed in runs if seed in grpo}  # what does not depend on the arm
+            if runs and same.keys() == runs.keys():
+                own, top = marks_of(same, f"partner/{reference}"), marks_of(same, "partner/oracle")
+                lines.append(row(f"{arm}, {said}", marks_of(runs, cell), own, top))
     lines.append(row("oracle answerer", oracle, base, oracle))
     return "\n".join(lines)
 
@@ -133,7 +145,16 @@ def budgets(folder: Path) -> str:
     """Return the score of each arm at each budget."""
     results = Results(folder)
     lines = ["| arm | B = 6 | B = 12 | B = 60 |", "|---|---|---|---|"]
-    for name in ("base", "oracle-manager", "oracle", "always-add", "always-add-oracle", "exact-key", "bm25-raw-turns"):
+    for name in (
+        "base",
+        "oracle-manager",
+        "oracle",
+        "always-add",
+        "always-add-oracle",
+        "exact-key",
+        "rule",
+        "bm25-raw-turns",
+    ):
         cells = [results.evaluation(name, budget) for budget in (6, 12, 60)]
         if all(cell is not None for cell in cells):
             scores = [hierarchical_bootstrap(tree([cell]), resamples=RESAMPLES) for cell in cells if cell is not None]
@@ -150,7 +171,7 @@ def budgets(folder: Path) -> str:
 def interaction(folder: Path) -> str:
     """Return the cells {base, trained} manager x {base, trained} answerer, and their interaction."""
     runs = Results(folder).runs("answerer", "grpo")
-    names = ("base/base", "partner/base", "base/trained", "partner/trained")
+    names = ("base/base", "partner/base", "base/trained", "greedy-6")
     cells = {name: tree(marks_of(runs, name)) for name in names}
     if not all(cells.values()):
         return "(not run yet)"
@@ -160,9 +181,7 @@ def interaction(folder: Path) -> str:
             [both - alone - other + neither for both, alone, other, neither in zip(*marks, strict=True)]
             for marks in zip(*dialogue, strict=True)
         ]
-        for dialogue in zip(
-            *(cells[n] for n in ("partner/trained", "partner/base", "base/trained", "base/base")), strict=True
-        )
+        for dialogue in zip(*(cells[n] for n in ("greedy-6", "partner/base", "base/trained", "base/base")), strict=True)
     ]
     found = hierarchical_bootstrap(effect, resamples=RESAMPLES)
     return "\n".join(
@@ -170,7 +189,7 @@ def interaction(folder: Path) -> str:
             "| | base answerer | trained answerer |",
             "|---|---|---|",
             f"| base manager | {shown['base/base']} | {shown['base/trained']} |",
-            f"| trained manager | {shown['partner/base']} | {shown['partner/trained']} |",
+            f"| trained manager | {shown['partner/base']} | {shown['greedy-6']} |",
             "",
             f"Interaction: {percent(found, sign=True)} points, {len(runs)} seeds.",
         ]

@@ -272,16 +272,20 @@ def test_the_answerer_is_tested_in_four_cells(answerer: Said, manager: Said) -> 
     result, out = answerer
     complete(result, out, "grpo")
     budgets = {"greedy-6", "greedy-12", "greedy-60", "sampled-6"}
-    four = {"partner/base", "partner/trained", "base/base", "base/trained"}
-    assert budgets | four | {"partner/oracle", "ood-base-6", "ood-6"} <= set(result.test)
+    others = {"partner/base", "base/base", "base/trained", "partner/oracle", "ood-base-6", "ood-6"}
+    sharpened = {f"partner/base-t{t}" for t in ("1", "0.7", "0.5", "0.3")}
+    assert set(result.test) == budgets | others | sharpened
     check_marks(result.test)
-    found = cells(result.test)
-    assert found["greedy-6"] == found["partner/trained"]
+
+
+def test_what_does_not_depend_on_the_arm_is_asked_by_one_arm_only(base: Path, tmp_path: Path) -> None:
+    result = play("answerer", base, tmp_path / "run", arm="shuffled", steps=1, test_size=1)
+    assert set(result.test) == {"greedy-6", "greedy-12", "greedy-60", "sampled-6", "ood-6"}
 
 
 def test_without_a_partner_there_is_one_manager_to_test_with(base: Path, tmp_path: Path) -> None:
     result = play("answerer", base, tmp_path / "run", steps=1, test_size=1)
-    assert {"partner/base", "partner/trained"} <= set(result.test)
+    assert {"partner/base", "greedy-6"} <= set(result.test)
     assert not any(name.startswith("base/") for name in result.test)
 
 

@@ -64,6 +64,8 @@ ARMS: Final = {
     "grpo-data600": GRPO,
 }
 Conversation = list[dict[str, str]]
+_Cells = dict[str, tuple[PolicyLike[AnswerRequest], int]]
+"""Name -> answerer and budget."""
 
 
 def manager_stage(given: Staging) -> Stage:
@@ -155,31 +157,28 @@ def tested_manager(given: Staging, world: DialogWorld, dialogues: Sequence[Dialo
 
 
 def tested_answerer(given: Staging, world: DialogWorld, dialogues: Sequence[Dialogue]) -> Mapping[str, JsonValue]:
-    """Return how the answerer does on the frozen manager's banks, beside the base answerer, sharpened or not, and the oracle.
+    """Return how the answerer does on the frozen manager's banks: greedy at each budget, and at T = 1.
 
-    With a trained partner also the four cells {base, partner} x {base, trained}. `ood` has unseen words and templates.
+    Beside it, what does not depend on the arm and is therefore asked by `grpo` alone: the base answerer, sharpened or not, the
+    oracle, and with a trained partner the other cells of {base, partner} x {base, trained}. `ood` has unseen words and templates.
     """
-    found: dict[str, JsonValue] = {}
     if not dialogues:
-        return found
-    trained, partner = _answerer(given, 0.0), _manager(given, 0.0)
+        return {}
+    one, trained, partner = dialogs.BUDGET, _answerer(given, 0.0), _manager(given, 0.0)
+    cells: _Cells = {f"greedy-{budget}": (trained, budget) for budget in dialogs.BUDGETS}
+    cells[f"sampled-{one}"] = (_answerer(given, 1.0), one)
+    unseen: _Cells = {f"ood-{one}": (trained, one)}
     base = _base_answerer(given, 0.0)
-    cells: dict[str, tuple[PolicyLike[AnswerRequest], int]] = {
-        "partner/base": (base, dialogs.BUDGET),
-        "partner/trained": (trained, dialogs.BUDGET),
-        **{f"partner/base-t{t:g}": (_base_answerer(given, t), dialogs.BUDGET) for t in SHARPENED},
-        "partner/oracle": (players.ANSWERERS["oracle"], dialogs.BUDGET),
-        f"sampled-{dialogs.BUDGET}": (_answerer(given, 1.0), dialogs.BUDGET),
-        **{f"greedy-{budget}": (trained, budget) for budget in dialogs.BUDGETS},
-    }
-    found |= _asked(given, world, dialogues, "partner", partner, cells)
-    if given.place.partner is not None:
+    if given.arm == "grpo":
+        cells |= {"partner/base": (base, one), "partner/oracle": (players.ANSWERERS["oracle"], one)}
+        cells |= {f"partner/base-t{t:g}": (_base_answerer(given, t), one) for t in SHARPENED}
+        unseen[f"ood-base-{one}"] = (base, one)
+    found = _asked(given, world, dialogues, "partner", partner, cells)
+    if given.arm == "grpo" and given.place.partner is not None:
         manager = LLMPolicy(given.base_at("manager", 0.0), MANAGER, profile="none", timeout=REPLY_SECONDS)
-        both = {"base/base": (base, dialogs.BUDGET), "base/trained": (trained, dialogs.BUDGET)}
+        both: _Cells = {"base/base": (base, one), "base/trained": (trained, one)}
         found |= _asked(given, world, dialogues, "base", manager, both)
-    unseen = {f"ood-base-{dialogs.BUDGET}": (base, dialogs.BUDGET), f"ood-{dialogs.BUDGET}": (trained, dialogs.BUDGET)}
-    found |= _asked(given, world, _unseen(given, world), "partner", partner, unseen)
-    return found
+    return found | _asked(given, world, _unseen(given, world), "partner", partner, unseen)
 
 
 def _asked(
@@ -188,7 +187,7 @@ def _asked(
     dialogues: Sequence[Dialogue],
     name: str,
     manager: PolicyLike[ManageRequest],
-    cells: Mapping[str, tuple[PolicyLike[AnswerRequest], int]],
+    cells: _Cells,
 ) -> dict[str, JsonValue]:
     """Let `manager` remember the dialogues, and return what each cell (answerer, budget) answers on its banks."""
     given.place.say(f"testing the answerer on {len(dialogues)} dialogues of the {name} manager")
