@@ -36,8 +36,9 @@ def test_the_list_shows_recipes_arms_and_settings(cli: Cli) -> None:
     first = found["token-class"]
     assert (first["arms"], first["settings"]["steps"]) == (["grpo", "shuffled"], 60)
     manager, answerer = found["memory-r1-manager"], found["memory-r1-answerer"]
-    assert answerer["arms"] == ["grpo", "ppo", "shuffled", "sft"]
-    assert manager["arms"] == [*answerer["arms"], "grpo-window24", "grpo-rollout"]
+    both = ["grpo", "ppo", "shuffled", "sft", "grpo-data40", "grpo-data600"]
+    assert answerer["arms"] == [*both, "grpo-lenient"]
+    assert manager["arms"] == [*both, "grpo-window24", "grpo-rollout"]
     columns = {line.index(" arms:") for line in shown.out.splitlines() if " arms:" in line}
     assert columns == {len("memory-r1-answerer")}  # names of any length stand in one column
 
@@ -179,7 +180,7 @@ def test_a_final_test_is_part_of_what_is_said(tmp_path: Path, capsys: pytest.Cap
 
     result = RecipeResult(
         recipe="memory-r1-manager", arm="grpo", seed=0, steps=1, server="local", start=0.25, end=0.5, rewards=[0.3],
-        parts={}, seconds=2.0, episodes=4, generated_tokens=1234, excluded=0, logprob_difference=0.0,
+        parts={}, zero_std=[0.5], seconds=2.0, episodes=4, generated_tokens=1234, excluded=0, logprob_difference=0.0,
         policy_version="abc", settings=TrainSettings(), policy=tmp_path / "policy",
         test={"greedy-6": {"score": 0.75, "right": {"test-0000": "1110"}}}, frozen={"answerer": "def"},
     )  # fmt: skip
