@@ -75,8 +75,8 @@ def test_the_cache_stays_small_however_long_it_runs(weights: Weights) -> None:
             batch.join([row(rng, longest=20, tokens=20)])
         if batch.rows:
             batch.step()
-    assert batch._cache.data is not None
-    assert batch._cache.data.shape[4] == decoding._COLUMNS
+    assert batch.cache.data is not None
+    assert batch.cache.data.shape[4] == decoding._COLUMNS
 
 
 def test_tokens_come_as_often_as_the_distribution_says() -> None:

@@ -178,7 +178,11 @@ class SlotCache(Cache):
             self.data = torch.zeros(shape, dtype=like.dtype, device=like.device)
         elif rows > self.data.shape[2] or columns > self.data.shape[4]:
             have = self.data.shape
-            self._resize(max(rows, have[2] if rows <= have[2] else 2 * have[2]), max(columns, have[4]))
+            # Every growth copies all that there is, so it grows by a good deal.
+            self._resize(
+                max(rows, have[2] if rows <= have[2] else 2 * have[2]),
+                have[4] if columns <= have[4] else columns + _COLUMNS,
+            )
 
     def _resize(self, rows: int, columns: int) -> None:
         assert self.data is not None
@@ -188,12 +192,15 @@ class SlotCache(Cache):
 
 
 class Batch:
-    """The rows that grow with the same weights. Not safe under threads: one thread owns it."""
+    """The rows that grow with the same weights. Not safe under threads: one thread owns it.
 
-    def __init__(self, weights: Weights) -> None:
+    cache: one that an earlier batch of the same model is done with; it has its memory already.
+    """
+
+    def __init__(self, weights: Weights, cache: SlotCache | None = None) -> None:
         self.weights = weights
         self.rows: list[Row] = []
-        self._cache = SlotCache()
+        self.cache = cache or SlotCache()
 
     @torch.inference_mode()
     def join(self, rows: Sequence[Row]) -> list[Row]:
@@ -208,10 +215,10 @@ class Batch:
     def step(self) -> list[Row]:
         """Sample one token for every row; return the rows that ended with it."""
         self.weights.activate()
-        if moved := self._cache.make_room():
+        if moved := self.cache.make_room():
             for row in self.rows:
                 row.start -= moved
-        cache, device = self._cache, self.weights.model.device
+        cache, device = self.cache, self.weights.model.device
         starts = [row.start for row in self.rows]
         cache.low = min(starts)
         numbers = torch.tensor(
@@ -239,12 +246,12 @@ class Batch:
         positions = (columns - pads[:, None]).clamp(min=0)
         prefilled = DynamicCache()
         logits = self._forward(ids, mask, positions, prefilled)
-        before = self._cache.column if self.rows else 0
-        self._cache.append(prefilled)
+        before = self.cache.column if self.rows else 0
+        self.cache.append(prefilled)
         for row in self.rows:
-            row.start += self._cache.column - before  # moved to the right when a longer prompt came
+            row.start += self.cache.column - before  # moved to the right when a longer prompt came
         for row in rows:
-            row.start = self._cache.column - len(row.prompt)
+            row.start = self.cache.column - len(row.prompt)
         self.rows += rows
         sample(logits, rows)
         return self._drop(row for row in rows if row.finish_reason is not None)
@@ -266,7 +273,7 @@ class Batch:
         dropped = list(rows)
         for row in dropped:
             at = self.rows.index(row)
-            self._cache.remove(at)
+            self.cache.remove(at)
             last = self.rows.pop()
             if last is not row:
                 self.rows[at] = last

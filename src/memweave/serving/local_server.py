@@ -29,7 +29,7 @@ from memweave.serving.server import DEFAULT_ROLE, PublishedPolicy
 from memweave.tracing.records import Sampling
 
 if TYPE_CHECKING:
-    from memweave.serving.decoding import Batch, Row, Weights
+    from memweave.serving.decoding import Batch, Row, SlotCache, Weights
     from memweave.serving.local_chat import LocalChatModel
 
 MAX_QUEUE: Final = 4_096
@@ -40,6 +40,8 @@ _CLOSE_SECONDS: Final = 10.0
 """How long closing waits for the token that is being sampled."""
 _ONE_THREAD_BELOW: Final = 20_000_000
 """Parameters below which a second CPU thread costs more than it gives."""
+_SPARE_CACHES: Final = 2
+"""Caches that wait for a batch: the policy in training and its frozen partner take turns."""
 _threads_lock = threading.Lock()
 
 
@@ -277,6 +279,7 @@ class _Worker:
         if self._threads is not None:
             _use_threads(self._threads)
         batches: dict[_Policy, _Growing] = {}
+        spare: list[SlotCache] = []  # of batches that ended: to get and clear that memory anew costs more than to sample
         while True:
             with self._changed:
                 while not self._waiting and not batches and not self._closed:
@@ -286,11 +289,15 @@ class _Worker:
                 new = self._take(batches)
                 self._running = sum(len(batch.requests) for batch in batches.values()) + len(new)
             for request in new:
-                batches.setdefault(request.policy, _Growing(request.policy.weights)).joining.append(request)
+                if request.policy not in batches:
+                    batches[request.policy] = _Growing(request.policy.weights, spare.pop() if spare else None)
+                batches[request.policy].joining.append(request)
             for policy, batch in list(batches.items()):
                 batch.advance()
                 if not batch.requests:
                     del batches[policy]
+                    if len(spare) < _SPARE_CACHES and batch.cache is not None:
+                        spare.append(batch.cache)
         left = [*self._waiting, *(request for batch in batches.values() for request in batch.requests)]
         for request in left:
             _fail(request, UnavailableError("The local policy server was closed before the reply was complete"))
@@ -317,13 +324,18 @@ class _Worker:
 class _Growing:
     """The requests of one policy that are being answered."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, cache: SlotCache | None) -> None:
         from memweave.serving.decoding import Batch
 
-        self._batch: Batch = Batch(weights)
+        self._batch: Batch = Batch(weights, cache)
         self._requests: dict[int, _Request] = {}
         self._steps = 0
         self.joining: list[_Request] = []
+
+    @property
+    def cache(self) -> SlotCache | None:
+        """Return the cache, for another batch; `None` while rows use it, or lie in it since something failed."""
+        return None if self._batch.rows or self._batch.cache.rows else self._batch.cache
 
     @property
     def requests(self) -> list[_Request]:
