@@ -24,28 +24,36 @@ def mean_of(marks: Sequence[Marks]) -> float:
     return hierarchical_bootstrap(tree(marks), resamples=1).mean
 
 
-def sharpest(candidates: dict[str, list[Marks]]) -> tuple[str, list[Marks]]:
-    """Return the best of the sharpened base policies, by its mean on these very questions: a favour to the base."""
-    return max(candidates.items(), key=lambda one: mean_of(one[1]))
+def untrained(results: Results) -> dict[str, Marks]:
+    """Return the systems without a trained policy that both roles are compared with; the base answerer answers in all of them."""
+    found = {name: results.evaluation(name) for name in ("always-add", "rule", "bm25-raw-turns")}
+    found["full context"] = results.evaluation("full-context", 1000)
+    return {name: marks for name, marks in found.items() if marks is not None}
 
 
 def managers_guards(results: Results) -> dict[str, Interval]:
     """Return the trained manager, greedy, minus each thing that it must beat."""
     grpo = marks_of(results.runs("manager", "grpo"), "greedy-6")
-    found = {}
-    for name in ("base", "always-add", "rule", "bm25-raw-turns"):
-        if (other := results.evaluation(name)) is not None:
-            found[name] = against(grpo, [other])
-    if (full := results.evaluation("full-context", 1000)) is not None:
-        found["full context"] = against(grpo, [full])
     sharpened = {name: [marks] for name in SHARPENED if (marks := results.evaluation(name)) is not None}
-    name, marks = sharpest(sharpened)
-    found[f"sharpened base ({temperature(name)})"] = against(grpo, marks)
-    for arm in ("shuffled", "sft", "ppo"):
-        runs = results.runs("manager", arm)
-        if runs:
-            found[arm] = paired_by_seed(results, "manager", arm)
-    return found
+    return against_controls(results, "manager", grpo, sharpened, sharpened["base"])
+
+
+def answerers_guards(results: Results) -> dict[str, Interval]:
+    """Return the trained answerer, greedy, minus each thing that it must beat; base policies see the same banks."""
+    runs = results.runs("answerer", "grpo")
+    sharpened = {name: marks_of(runs, f"partner/{name}") for name in SHARPENED}
+    return against_controls(results, "answerer", marks_of(runs, "greedy-6"), sharpened, sharpened["base"])
+
+
+def against_controls(
+    results: Results, role: str, grpo: list[Marks], sharpened: dict[str, list[Marks]], base: list[Marks]
+) -> dict[str, Interval]:
+    """Return GRPO minus base, sharpened base, systems without a trained policy, and the other arms."""
+    name, sharp = max(sharpened.items(), key=lambda one: mean_of(one[1]))
+    found = {"base": against(grpo, base), f"sharpened base ({temperature(name)})": against(grpo, sharp)}
+    found |= {name: against(grpo, [marks]) for name, marks in untrained(results).items()}
+    arms = [arm for arm in ("shuffled", "sft", "ppo") if results.runs(role, arm)]
+    return found | {arm: paired_by_seed(results, role, arm) for arm in arms}
 
 
 def temperature(name: str) -> str:
@@ -58,25 +66,6 @@ def paired_by_seed(results: Results, role: str, arm: str, cell: str = "greedy-6"
     grpo, other = results.runs(role, "grpo"), results.runs(role, arm)
     seeds = sorted(grpo.keys() & other.keys())
     return against(*(marks_of({seed: runs[seed] for seed in seeds}, cell) for runs in (grpo, other)))
-
-
-def answerers_guards(results: Results) -> dict[str, Interval]:
-    """Return the trained answerer, greedy, minus each thing that it must beat, on the same banks."""
-    runs = results.runs("answerer", "grpo")
-    grpo = marks_of(runs, "greedy-6")
-    cells = ["partner/base-t0.7", "partner/base-t0.5", "partner/base-t0.3", "partner/base"]
-    name, marks = sharpest({cell: marks_of(runs, cell) for cell in cells})
-    found = {"base": against(grpo, marks_of(runs, "partner/base"))}
-    found[f"sharpened base ({temperature(name)})"] = against(grpo, marks)
-    for arm in ("shuffled", "sft", "ppo"):
-        if results.runs("answerer", arm):
-            found[arm] = paired_by_seed(results, "answerer", arm)
-    for name in ("bm25-raw-turns",):
-        if (other := results.evaluation(name)) is not None:
-            found[name] = against(grpo, [other])
-    if (full := results.evaluation("full-context", 1000)) is not None:
-        found["full context"] = against(grpo, [full])
-    return found
 
 
 def guards(folder: Path) -> str:
