@@ -5,20 +5,8 @@ Each is the smallest slip that a person could make there, and one that users wou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One fault: in `file`, `old` (there exactly once) becomes `new`. tests: files, or single tests of slow files."""
-
-    name: str
-    what: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-
+from fault import Fault
+from memory_r1_faults import MEMORY_R1
 
 MEMORY = [
     Fault(
@@ -492,4 +480,4 @@ TRAINING = [
     ),
 ]
 
-FAULTS = [*MEMORY, *TRACING, *SERVING, *ROLLOUTS, *ROWS, *CREDIT, *TRAINING]
+FAULTS = [*MEMORY, *TRACING, *SERVING, *ROLLOUTS, *ROWS, *CREDIT, *TRAINING, *MEMORY_R1]

@@ -16,14 +16,15 @@ import pytest
 from memweave.errors import FormatError, InputError, RewardError, SettingsError, UnavailableError
 from memweave.recipes import Place, Recipe, RecipeResult, TrainSettings, find_recipe, recipes
 from memweave.recipes.recipe import Stage, Staging
+from memweave.records import new_id, utc_now
 from memweave.testing.models import ScriptedChatModel
-from memweave.tracing import Trace, TraceStore, doctor
+from memweave.tracing import Score, Trace, TraceStore, doctor
 from memweave.trainers.rollouts import Task
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
-from memweave.recipes.running import DIALOG_BASE, default_base, ensure_base, run_recipe  # noqa: E402 - after importorskip
+from memweave.recipes.running import DIALOG_BASE, _zero_std, default_base, ensure_base, run_recipe  # noqa: E402 - after importorskip
 from memweave.serving import LocalServer, create_policy, weights_version  # noqa: E402
 
 SMALL = TrainSettings(steps=2, tasks_per_step=2, group_size=2, eval_tasks=2, concurrency=1, save_every=1)
@@ -65,6 +66,24 @@ def failing_at(step: int, recipe: Recipe) -> Recipe:
         return replace(made, reward=reward)
 
     return replace(recipe, stage=stage)
+
+
+def test_groups_without_spread_are_counted() -> None:
+    def episodes(group: str, *scores: float | None) -> list[Trace]:
+        now = utc_now()
+        return [
+            Trace(id=new_id(), started_at=now, ended_at=now, group=group, score=None if s is None else Score(value=s))
+            for s in scores
+        ]
+
+    step = [
+        *episodes("a", 0.0, 1.0, 1.0),
+        *episodes("b", 1.0, 1.0),
+        *episodes("c", 0.5, None),
+        *episodes("d", 0.5, 0.0),
+    ]
+    assert _zero_std(step) == 0.5
+    assert _zero_std(episodes("b", 0.0, 0.0)) == _zero_std([]) == 1.0
 
 
 def test_what_a_run_returns(whole: Said) -> None:
