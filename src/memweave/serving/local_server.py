@@ -279,7 +279,7 @@ class _Worker:
         if self._threads is not None:
             _use_threads(self._threads)
         batches: dict[_Policy, _Growing] = {}
-        spare: list[SlotCache] = []  # of batches that ended: to get and clear that memory anew costs more than to sample
+        spare: list[SlotCache] = []  # of batches that ended: getting and clearing that memory anew takes time
         while True:
             with self._changed:
                 while not self._waiting and not batches and not self._closed:
