@@ -301,3 +301,15 @@ def test_more_shared_relations_than_a_split_has_are_refused() -> None:
 
 def test_relations_are_known_by_name() -> None:
     assert [relation_of(relation.name) for relation in RELATIONS] == list(RELATIONS)
+
+
+def test_a_question_is_linked_to_the_turn_after_which_all_its_evidence_is_said() -> None:
+    several = 0
+    for dialogue in DialogWorld().dialogues("val", 3):
+        places = {turn.source_id: place for place, turn in enumerate(dialogue.turns)}
+        linked = [(place, question) for place in range(len(dialogue.turns)) for question in dialogue.linked(place)]
+        assert sorted(question.id for _, question in linked) == sorted(question.id for question in dialogue.questions)
+        for place, question in linked:
+            assert place == max(places[source] for source in question.evidence)
+            several += len(question.evidence) > 1
+    assert several > 10
