@@ -213,7 +213,7 @@ def data(folder: Path) -> str:
             runs = results.runs(role, arm)
             marks = marks_of(runs, "greedy-6")
             score = percent(hierarchical_bootstrap(tree(marks), resamples=RESAMPLES)) if marks else ""
-            cells.append(f"{score} ({len(runs)} seeds)" if marks else "")
+            cells.append(f"{score} ({len(runs)} {'seed' if len(runs) == 1 else 'seeds'})" if marks else "")
         lines.append(f"| {dialogues} | {questions} | {cells[0]} | {cells[1]} |")
     return "\n".join(lines)
 
