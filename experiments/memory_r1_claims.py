@@ -12,7 +12,7 @@ from statistics import fmean
 
 from memory_r1 import RESAMPLES, Marks, Results, against, marks_of, percent, tree
 
-from memweave.metrics import Interval, bootstrap, hierarchical_bootstrap
+from memweave.metrics import Interval, bootstrap, hierarchical_bootstrap, paired_bootstrap
 
 FORMS = ("select_then_answer", "direct", "direct_with_filler")
 SHARPENED = ("base-t0.7", "base-t0.5", "base-t0.3", "base")
@@ -120,8 +120,6 @@ def distillation(folder: Path) -> str:
 
 def difference(a: list[list[list[float]]], b: list[list[list[float]]]) -> Interval:
     """Return a minus b, paired."""
-    from memweave.metrics import paired_bootstrap
-
     return paired_bootstrap(a, b, resamples=RESAMPLES)
 
 
