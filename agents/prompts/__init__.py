@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from memweave.errors import SettingsError
 from memweave.records import Record
 
-PromptRole = Literal["extractor", "manager", "answerer", "judge", "chat"]
+PromptRole = Literal["extractor", "manager", "answerer", "judge", "chat", "agemem", "agemem_text", "summarizer"]
 
 
 class Prompt(Record):
