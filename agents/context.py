@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, Literal, Protocol
@@ -20,6 +21,7 @@ import numpy as np
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.runnables import RunnableConfig
+from langgraph.constants import TAG_NOSTREAM
 
 from memweave.agents.llm import DEFAULT_TIMEOUT, aask, ask, described
 from memweave.agents.prompts import load_prompt
@@ -108,7 +110,8 @@ def units(messages: Sequence[BaseMessage]) -> list[list[BaseMessage]]:
             found[-1].append(message)
             continue
         found.append([message])
-        calls = message.tool_calls if isinstance(message, AIMessage) else []
+        # Endpoints are sent the calls that could not be read too; `create_agent` answers them.
+        calls = [*message.tool_calls, *message.invalid_tool_calls] if isinstance(message, AIMessage) else []
         open_calls = {call["id"] for call in calls if call["id"]}
     return found
 
@@ -175,14 +178,17 @@ def within(
 
     It removes all it may when even that is not enough.
     """
-    used = count(messages)
-    gone: list[list[BaseMessage]] = []
-    for unit in removable(messages, keep):
-        if used <= limit:
-            break
-        gone.append(unit)
-        used = count([m for m in messages if m.id not in {g.id for each in gone for g in each}])
-    return _edit("budget", gone) if gone else None
+    if count(messages) <= limit:
+        return None
+    candidates = removable(messages, keep)
+
+    def fits(number: int) -> bool:
+        gone = {message.id for unit in candidates[:number] for message in unit}
+        return count([message for message in messages if message.id not in gone]) <= limit
+
+    # By halves: a long conversation is counted a dozen times, not once for each message.
+    fewest = bisect_left(range(len(candidates)), True, key=fits)
+    return _edit("budget", candidates[:fewest]) if fewest else None
 
 
 def all_but_system(messages: Sequence[BaseMessage], *, keep: Collection[str] = ()) -> ContextEdit | None:
@@ -223,7 +229,9 @@ class ModelSummarizer:
         return [SystemMessage(self.prompt), HumanMessage(f"<span>\n{lines}\n</span>")]
 
     def _config(self, config: RunnableConfig | None) -> RunnableConfig:
-        return described(config, "summarizer", (), self.prompt)
+        """Return `config` for this call, with a tag that keeps the summary out of the token stream of a chat."""
+        own = described(config, "summarizer", (), self.prompt)
+        return {**own, "run_name": "summarizer", "tags": [*(own.get("tags") or []), TAG_NOSTREAM]}
 
 
 class ExtractiveSummarizer:

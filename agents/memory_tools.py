@@ -7,6 +7,7 @@ their ids; a number stays with its memory as long as the same `Numbers` are pass
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
@@ -289,7 +290,7 @@ async def arun(call: Call, at: Workplace, config: RunnableConfig | None = None) 
             text = await _summarizer(at).asummarize([m for unit in span for m in unit], config)
             return _summary(span, text)
         if isinstance(call.arguments, FilterContext):
-            return _filtered(call.arguments, at)
+            return await asyncio.to_thread(_filtered, call.arguments, at)  # it embeds, which may take a while
         found = _named(call, at)
         memory = None if found is None else await at.store.aget(found, scope=at.scope)
         planned = _planned(call, at, memory)
