@@ -14,7 +14,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
-from memweave.recipes.memory_r1 import measuring, pretraining  # noqa: E402 - after importorskip
+from memweave.recipes import pretraining as course  # noqa: E402 - after importorskip
+from memweave.recipes.memory_r1 import measuring, pretraining  # noqa: E402
 from memweave.recipes.memory_r1.measuring import measure, with_distractors  # noqa: E402
 from memweave.recipes.memory_r1.pretraining import PretrainSettings, texts  # noqa: E402
 
@@ -117,7 +118,7 @@ def test_a_missed_gate_is_an_error_and_the_policy_is_kept(cli: Cli, tmp_path: Pa
 
 @pytest.mark.usefixtures("easy")
 def test_ctrl_c_says_how_to_go_on_and_resume_does(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    advance = pretraining._Run.advance
+    advance = course.Run.advance
 
     def interrupted(run: Any, report: Any) -> None:
         if run.step == 2:
@@ -125,7 +126,7 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does(cli: Cli, tmp_path: Path, monk
         advance(run, report)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining._Run, "advance", interrupted)
+        patch.setattr(course.Run, "advance", interrupted)
         result = cli("pretrain", "--out", "p", *SHORT)
     assert (result.code, result.out) == (130, "")
     assert result.err.splitlines() == [

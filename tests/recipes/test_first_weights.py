@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402 - after importorskip
 
-from memweave.recipes.memory_r1.first_weights import write_first_weights  # noqa: E402
+from memweave.recipes.first_weights import write_first_weights  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

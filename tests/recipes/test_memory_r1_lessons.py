@@ -22,8 +22,9 @@ from memweave.worlds.dialog_world import DialogWorld
 torch = pytest.importorskip("torch")
 
 from memweave.recipes.memory_r1 import lessons  # noqa: E402 - after importorskip
-from memweave.recipes.memory_r1.lessons import IGNORED, Item, Packed, lesson, pack, token_ids  # noqa: E402
-from memweave.recipes.memory_r1.pretraining import MARKERS, loss_of, texts  # noqa: E402
+from memweave.recipes.memory_r1.lessons import Item, lesson, pack, token_ids  # noqa: E402
+from memweave.recipes.memory_r1.pretraining import MARKERS, texts  # noqa: E402
+from memweave.recipes.pretraining import IGNORED, Packed, loss_of  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -24,7 +24,8 @@ from memweave.worlds.dialog_language import read, read_question
 
 torch = pytest.importorskip("torch")
 
-from memweave.recipes.memory_r1 import pretraining  # noqa: E402 - after importorskip
+from memweave.recipes import pretraining as course  # noqa: E402 - after importorskip
+from memweave.recipes.memory_r1 import pretraining  # noqa: E402
 from memweave.recipes.memory_r1.measuring import GATE, Gate, measure, with_distractors  # noqa: E402
 from memweave.recipes.memory_r1.pretraining import MARKERS, PretrainSettings, pretrain, texts  # noqa: E402
 
@@ -91,7 +92,7 @@ def test_a_run_leaves_a_policy_and_its_report(whole: Path) -> None:
 
 def test_training_changes_the_weights_in_both_phases(whole: Path, tmp_path: Path) -> None:
     pretrain(tmp_path / "clean", replace(TINY, habit_steps=0))
-    fresh = pretraining._Run.open(tmp_path / "fresh.part", TINY, resume=False).policy()
+    fresh = course.Run.open(tmp_path / "fresh.part", pretraining.DialogCourse(TINY), resume=False).policy()
     assert len({weights_version(whole), weights_version(tmp_path / "clean"), weights_version(fresh)}) == 3
     clean = json.loads((tmp_path / "clean" / "pretraining.json").read_text())
     assert clean["gate"] == json.loads((whole / "pretraining.json").read_text())["gate"]
@@ -193,8 +194,8 @@ def test_weights_that_the_last_step_of_a_phase_broke_are_no_policy(
         weight = next(model.parameters())
         return whole_loss(model, batch) + ((weight * 0).sum().sqrt() if count == step else 0)
 
-    whole_loss = pretraining.loss_of
-    monkeypatch.setattr(pretraining, "loss_of", breaking)
+    whole_loss = course.loss_of
+    monkeypatch.setattr(course, "loss_of", breaking)
     with pytest.raises(InputError, match=r"are not finite numbers \(NaN\)"):
         pretrain(tmp_path / "run", replace(TINY, clean_steps=1, habit_steps=1))
     assert count == step

@@ -60,7 +60,7 @@ class PolicyFolder:
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """Return the tokenizer, read once per process. Raises `NotInstalledError` without transformers."""
-        return _tokenizer(self.path, self.version)
+        return load_tokenizer(self.path, self.version)
 
 
 def create_policy(
@@ -342,7 +342,8 @@ def _read_json(file: Path, what: str) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=8)
-def _tokenizer(path: Path, version: str) -> PreTrainedTokenizerFast:
+def load_tokenizer(path: Path, version: str) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a policy folder, read once per process. version: of its weights."""
     require_torch("A local policy")
     from transformers import AutoTokenizer
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from memweave.agents.answerer import render_answer
 from memweave.agents.manager import render_manage
 from memweave.agents.roles import AnswerRequest, Fact, ManageRequest
 from memweave.recipes.memory_r1 import teaching
 from memweave.recipes.memory_r1.situations import Situation, for_answerer, for_manager
+from memweave.recipes.pretraining import IGNORED, Packed
 from memweave.records import Memory, Scope, Turn, new_id, utc_now
 from memweave.serving.tool_text import template_messages
 from memweave.worlds.dialog_language import read_question
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from langchain_core.messages import BaseMessage
 
     from memweave.serving.policy_folder import PolicyFolder
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -121,16 +119,6 @@ def token_ids(folder: PolicyFolder, items: Sequence[Item]) -> list[tuple[list[in
     asked = encode(prompts, add_special_tokens=False)
     said = encode([item.reply for item in items], add_special_tokens=False)
     return [(list(p.ids), [*r.ids, folder.eos_ids[0]]) for p, r in zip(asked, said, strict=True)]
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Lessons as one batch: (B, T) ids, positions and labels, and which position sees which, (B, 1, T, T)."""
-
-    ids: Tensor
-    positions: Tensor
-    labels: Tensor
-    sees: Tensor
 
 
 def pack(lessons: Sequence[Sequence[tuple[list[int], list[int]]]], device: str = "cpu") -> Packed:

@@ -1,0 +1,466 @@
+"""What AgeMem's two machines share: asking the model and carrying out what its reply asks for (specification, section 3).
+
+A machine has a *context*, the messages that the model sees, beside the public `messages`, which only ever grow. `AgentSteps` does not know
+stages, tasks or rewards.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final, Literal, TypedDict
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolCall, ToolMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool
+from langgraph.errors import GraphBubbleUp
+from pydantic import JsonValue
+
+from memweave.agents.context import (
+    FILTER_THRESHOLD,
+    ContextCounter,
+    ContextEdit,
+    Summarizer,
+    apply_edit,
+    estimate_context,
+)
+from memweave.agents.llm import DEFAULT_TIMEOUT, aask, ask, described
+from memweave.agents.memory_tools import (
+    LONG_TERM,
+    RETRIEVE,
+    SHORT_TERM,
+    Call,
+    Fault,
+    Numbers,
+    Outcome,
+    Workplace,
+    arun,
+    checked,
+    failed,
+    run,
+    tool_specs,
+)
+from memweave.agents.recall import recalled_message
+from memweave.agents.roles import one_line
+from memweave.agents.tool_protocol import AgentTurn, ProblemKind, read_native_turn, read_text_turn
+from memweave.errors import InputError, SettingsError, UnavailableError
+from memweave.graphs.session import areport, emit, report
+from memweave.memory_stores import MemoryStore
+from memweave.models import model_name
+from memweave.records import Memory, MemoryOp, Record, Scope, new_id, storable
+
+Protocol = Literal["native", "text"]
+"""How tools are called: by the chat endpoint's own means, or in the text protocol of `agents.tool_protocol`."""
+Variant = Literal["full", "rag", "none"]
+"""full: all six tools.  rag: the long-term tools, and what fits is retrieved for every user message (the paper's `-RAG`, +LT).
+none: no memory at all."""
+
+TOOLS_OF: Final[dict[Variant, tuple[str, ...]]] = {"full": (*LONG_TERM, *SHORT_TERM), "rag": LONG_TERM, "none": ()}
+ROLE: Final = "agent"
+LONGEST_RESULT: Final = 20_000
+"""Characters of one tool result; the rest is cut off and the model is told."""
+_OWN_MODELS: Final = ("memweave-local", "memweave-vllm")
+
+
+# records
+
+
+class Budget(Record):
+    """How full the context is."""
+
+    limit: int | None
+    """Tokens; `None`: no limit."""
+    used: int = 0
+    overflowed: bool = False
+    """Whether it ever was too full."""
+    dropped: int = 0
+    """Messages that went because there was no room."""
+
+
+class CallLog(Record):
+    """One call of a tool."""
+
+    name: str
+    arguments: dict[str, JsonValue]
+    ok: bool
+    fault: Fault | None = None
+    memory_id: str | None = None
+    """The memory that it wrote."""
+    retrieved: tuple[str, ...] = ()
+    """Texts of the memories that it found."""
+    removed: int = 0
+    """Messages that it took out of the context."""
+
+
+class StepLog(Record):
+    """One turn of the agent: what it wrote, and what came of it."""
+
+    stage: int
+    round: int
+    think: str
+    calls: tuple[CallLog, ...]
+    answer: str | None
+    problems: tuple[ProblemKind, ...]
+    tokens: int
+    """Of the context after the turn."""
+    overflow: bool
+    """Whether the context was too full, before or after it."""
+
+
+class Shown(Record):
+    """Which memories a message of the context shows."""
+
+    message_id: str
+    memories: tuple[Memory, ...]
+
+
+class StepState(TypedDict, total=False):
+    """What both machines carry from step to step."""
+
+    context: list[AnyMessage]
+    """What the model sees; tools rewrite it."""
+    numbers: Numbers
+    shown: list[Shown]
+    edits: Annotated[list[ContextEdit], operator.add]
+    """Everything that was ever taken out of the context, oldest first."""
+    budget: Budget
+    stage: int
+    round: int
+    reply: AIMessage
+    turn: AgentTurn
+    steps: Annotated[list[StepLog], operator.add]
+    operations: Annotated[list[MemoryOp], operator.add]
+
+
+@dataclass
+class Acted:
+    """What the calls of one turn did."""
+
+    context: list[BaseMessage]
+    numbers: Numbers
+    new: list[BaseMessage] = field(default_factory=list)
+    """Messages that were added, for the public channel."""
+    edits: list[ContextEdit] = field(default_factory=list)
+    shown: list[Shown] = field(default_factory=list)
+    ops: list[MemoryOp] = field(default_factory=list)
+    calls: list[CallLog] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class AgentSteps:
+    """A model with tools, and how its replies are read and carried out."""
+
+    model: BaseChatModel
+    protocol: Protocol
+    variant: Variant = "full"
+    tools: tuple[BaseTool, ...] = ()
+    """Tools beside those of the memory."""
+    summarizer: Summarizer | None = None
+    count: ContextCounter = estimate_context
+    threshold: float = FILTER_THRESHOLD
+    top_k: int | None = None
+    dated: bool = True
+    tolerant: bool = False
+    timeout: float = DEFAULT_TIMEOUT
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the memory's tools that the agent has."""
+        return TOOLS_OF[self.variant]
+
+    def asked(
+        self, context: Sequence[BaseMessage], shown: Sequence[Shown], prompt: str | None, config: RunnableConfig
+    ) -> tuple[list[BaseMessage], RunnableConfig]:
+        """Return the messages of the next call, and the configuration that describes it to a tracer."""
+        there = {message.id for message in context}
+        memories = {m.id: m for each in shown if each.message_id in there for m in each.memories}
+        messages = [_as_user(m) for m in context] if self.protocol == "text" and not self._own() else list(context)
+        return messages, described(config, ROLE, list(memories.values()), prompt)
+
+    def ask(
+        self, context: Sequence[BaseMessage], shown: Sequence[Shown], prompt: str | None, config: RunnableConfig
+    ) -> AIMessage:
+        """Return the model's reply. Raises `UnavailableError`, `ModelReplyError`."""
+        messages, own = self.asked(context, shown, prompt, config)
+        return self._replied(ask(self._bound(), messages, own, self.timeout))
+
+    async def aask(
+        self, context: Sequence[BaseMessage], shown: Sequence[Shown], prompt: str | None, config: RunnableConfig
+    ) -> AIMessage:
+        """Return the model's reply, as `ask` does."""
+        messages, own = self.asked(context, shown, prompt, config)
+        return self._replied(await aask(self._bound(), messages, own, self.timeout))
+
+    def _bound(self) -> BaseChatModel:
+        if self.protocol == "text" or not (self.names or self.tools):
+            return self.model
+        bound: Any = self.model.bind_tools([*tool_specs(self.names), *self.tools])
+        return bound  # type: ignore[no-any-return]  # a Runnable with the model's own invoke and ainvoke
+
+    def _own(self) -> bool:
+        return self.model._llm_type in _OWN_MODELS
+
+    @staticmethod
+    def _replied(message: AIMessage) -> AIMessage:
+        return message if message.id else message.model_copy(update={"id": str(new_id())})
+
+    def read(self, reply: AIMessage) -> AgentTurn:
+        """Return what a reply asks for."""
+        return (
+            read_text_turn(reply.text, tolerant=self.tolerant) if self.protocol == "text" else read_native_turn(reply)
+        )
+
+    def kept_reply(self, reply: AIMessage) -> AIMessage:
+        """Return the reply as it stands in the context."""
+        return AIMessage(reply.text, id=reply.id) if self.protocol == "text" else reply
+
+    # calls
+
+    def begin(self, state: StepState) -> Acted:
+        """Return where the calls of the present turn start from."""
+        reply = self.kept_reply(state["reply"])
+        return Acted([*state["context"], reply], state.get("numbers") or Numbers())
+
+    def prepared(self, call: ToolCall, turn: AgentTurn) -> Call | BaseTool | Outcome:
+        """Return what a call is of: a memory tool, one of the user's, or nothing that there is."""
+        own = next((tool for tool in self.tools if tool.name == call["name"]), None)
+        known = [*self.names, *(tool.name for tool in self.tools)]
+        if own is not None:
+            return own
+        found = checked(call, names=self.names, reason=turn.think)
+        if isinstance(found, Outcome) and found.fault == "unknown_tool":
+            use = f"Use one of: {', '.join(known)}" if known else "You have no tools; answer"
+            return failed(call["name"], "unknown_tool", f"There is no tool {call['name']!r:.60}. {use}")
+        return found
+
+    def workplace(
+        self, store: MemoryStore, scope: Scope, acted: Acted, keep: Collection[str], run_id: str
+    ) -> Workplace:
+        """Return what the next call works on."""
+        return Workplace(
+            store=store,
+            scope=scope,
+            numbers=acted.numbers,
+            context=acted.context,
+            keep=keep,
+            summarizer=self.summarizer,
+            actor=model_name(self.model),
+            policy_version=_version(self.model),
+            run_id=run_id,
+            source_ids=tuple(str(m.id) for m in acted.context if isinstance(m, HumanMessage) and not m.name)[-1:],
+            dated=self.dated,
+            threshold=self.threshold,
+            top_k=self.top_k,
+        )
+
+    def carry_out(
+        self,
+        state: StepState,
+        store: MemoryStore,
+        scope: Scope,
+        keep: Collection[str],
+        run_id: str,
+        config: RunnableConfig,
+    ) -> Acted:
+        """Run the calls of the present turn in their order, each on what the one before left."""
+        acted, turn = self.begin(state), state["turn"]
+        results: list[tuple[str, str, bool]] = []
+        kept = {*keep, str(state["reply"].id)}
+        for call in turn.calls:
+            prepared = self.prepared(call, turn)
+            if isinstance(prepared, Call):
+                prepared = run(prepared, self.workplace(store, scope, acted, kept, run_id), config)
+            elif isinstance(prepared, BaseTool):
+                prepared = _own_tool(prepared, call, config)
+            results.append(_take(acted, call, prepared))
+        self._finish(acted, turn, state["reply"], results)
+        report(acted.ops, "agent", ROLE)
+        return acted
+
+    async def acarry_out(
+        self,
+        state: StepState,
+        store: MemoryStore,
+        scope: Scope,
+        keep: Collection[str],
+        run_id: str,
+        config: RunnableConfig,
+    ) -> Acted:
+        """Run the calls of the present turn, as `carry_out` does."""
+        acted, turn = self.begin(state), state["turn"]
+        results: list[tuple[str, str, bool]] = []
+        kept = {*keep, str(state["reply"].id)}
+        for call in turn.calls:
+            prepared = self.prepared(call, turn)
+            if isinstance(prepared, Call):
+                prepared = await arun(prepared, self.workplace(store, scope, acted, kept, run_id), config)
+            elif isinstance(prepared, BaseTool):
+                prepared = await _aown_tool(prepared, call, config)
+            results.append(_take(acted, call, prepared))
+        self._finish(acted, turn, state["reply"], results)
+        await areport(acted.ops, "agent", ROLE)
+        return acted
+
+    def _finish(
+        self, acted: Acted, turn: AgentTurn, reply: AIMessage, results: Sequence[tuple[str, str, bool]]
+    ) -> None:
+        """Put the results, and what was wrong with the reply, into the context."""
+        problems = [problem.text for problem in turn.problems]
+        if self.protocol == "native":
+            new: list[BaseMessage] = [
+                ToolMessage(text, tool_call_id=call_id, id=str(new_id()), status="success" if ok else "error")
+                for call_id, text, ok in results
+            ]
+            for invalid in reply.invalid_tool_calls:
+                said = problems.pop(0) if problems else "Error: the call cannot be read."
+                new.append(_refused(said, invalid["id"]))
+            if problems:
+                new.append(HumanMessage("\n".join(problems), name="tools", id=str(new_id())))
+        else:
+            lines = [text for _, text, _ in results] + problems
+            new = [ToolMessage("\n".join(lines), tool_call_id="calls", id=str(new_id()))] if lines else []
+        acted.new = new
+        acted.context = [*acted.context, *new]
+        found = tuple(memory for each in acted.shown for memory in each.memories)
+        acted.shown = [Shown(message_id=str(new[0].id), memories=found)] if found and new else []
+        emit(acted.ops, "agent")
+
+    # what is retrieved without being asked for
+
+    def recalled(self, memories: Sequence[Memory], numbers: Numbers) -> tuple[BaseMessage, Numbers]:
+        """Return the message that shows memories which nobody asked for, and their numbers."""
+        numbers = numbers.including([memory.id for memory in memories])
+        if self.protocol == "text":
+            return ToolMessage(numbers.lines(memories), tool_call_id="recall", id=str(new_id())), numbers
+        shown = numbers.lines(memories).replace("<", "&lt;")
+        message = recalled_message(()).model_copy(
+            update={"content": f"<memories>\n{shown}\n</memories>", "id": str(new_id())}
+        )
+        return message, numbers
+
+    def measured(self, context: Sequence[BaseMessage], budget: Budget, dropped: int = 0) -> Budget:
+        """Return the budget with what the context takes now."""
+        used = self.count(context)
+        over = budget.limit is not None and used > budget.limit
+        return budget.model_copy(
+            update={"used": used, "overflowed": budget.overflowed or over, "dropped": budget.dropped + dropped}
+        )
+
+
+def protocol_for(model: BaseChatModel) -> Protocol:
+    """Return how a model calls tools if nobody says it: policies of ours in text, whose tokens are then exact."""
+    return "text" if model._llm_type in _OWN_MODELS else "native"
+
+
+def check_tools(tools: Sequence[BaseTool], variant: Variant) -> tuple[BaseTool, ...]:
+    """Return the user's tools. Raises `SettingsError` for two of one name, or one that is named as the memory's."""
+    if variant not in TOOLS_OF:
+        raise SettingsError(f"variant {variant!r} is none of {', '.join(TOOLS_OF)}")
+    names = [*TOOLS_OF[variant], *(tool.name for tool in tools)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise SettingsError(f"two tools are called {twice[0]!r}; give each a name of its own")
+    return tuple(tools)
+
+
+def log_of(state: StepState, acted: Acted, budget: Budget) -> StepLog:
+    """Return the record of the present turn."""
+    turn = state["turn"]
+    before = state["budget"]
+    return StepLog(
+        stage=state.get("stage", 0),
+        round=state.get("round", 0),
+        think=turn.think,
+        calls=tuple(acted.calls),
+        answer=turn.answer,
+        problems=tuple(problem.kind for problem in turn.problems),
+        tokens=budget.used,
+        overflow=budget.limit is not None and max(before.used, budget.used) > budget.limit,
+    )
+
+
+def _take(acted: Acted, call: ToolCall, outcome: Outcome) -> tuple[str, str, bool]:
+    """Put the outcome of a call where it belongs; return the call's id and what the model is told."""
+    if outcome.edit is not None:
+        acted.context = apply_edit(acted.context, outcome.edit)
+        acted.edits.append(outcome.edit)
+    if outcome.numbers is not None:
+        acted.numbers = outcome.numbers
+    if outcome.retrieved:
+        acted.shown.append(Shown(message_id="", memories=outcome.retrieved))
+    acted.ops += outcome.ops
+    written = outcome.ops[0].memory_id if outcome.ops else None
+    acted.calls.append(
+        CallLog(
+            name=outcome.name[:60],
+            arguments=call["args"],
+            ok=outcome.ok,
+            fault=outcome.fault,
+            memory_id=None if written is None else str(written),
+            retrieved=tuple(memory.text for memory in outcome.retrieved),
+            removed=len(outcome.edit.removed) if outcome.edit else 0,
+        )
+    )
+    text = outcome.text
+    if len(text) > LONGEST_RESULT:
+        text = f"{text[:LONGEST_RESULT]}\n[{len(text) - LONGEST_RESULT} characters were cut off]"
+    return str(call["id"] or ""), text, outcome.ok
+
+
+def _own_tool(tool: BaseTool, call: ToolCall, config: RunnableConfig) -> Outcome:
+    try:
+        return _told(tool, tool.invoke({**call, "type": "tool_call"}, config))
+    except (GraphBubbleUp, UnavailableError):
+        raise
+    except Exception as error:
+        return _raised(tool, error)
+
+
+async def _aown_tool(tool: BaseTool, call: ToolCall, config: RunnableConfig) -> Outcome:
+    try:
+        return _told(tool, await tool.ainvoke({**call, "type": "tool_call"}, config))
+    except (GraphBubbleUp, UnavailableError):
+        raise
+    except Exception as error:
+        return _raised(tool, error)
+
+
+def _told(tool: BaseTool, result: object) -> Outcome:
+    message = result if isinstance(result, BaseMessage) else ToolMessage(str(result), tool_call_id="")
+    ok = not (isinstance(message, ToolMessage) and message.status == "error")
+    return Outcome(name=tool.name, ok=ok, text=storable(message.text), fault=None if ok else "tool_error")
+
+
+def _raised(tool: BaseTool, error: Exception) -> Outcome:
+    what = one_line(f"{type(error).__name__}: {error}").rstrip(".")[:300]
+    return failed(
+        tool.name, "tool_error", f"the tool {tool.name} failed ({what}). Check the arguments, or go on without it"
+    )
+
+
+def _as_user(message: BaseMessage) -> BaseMessage:
+    """Return a tool result of the text protocol as a user message: chat endpoints take tool messages after native calls only."""
+    if not isinstance(message, ToolMessage):
+        return message
+    return HumanMessage(f"<tool_result>\n{message.text}\n</tool_result>", id=message.id)
+
+
+def _refused(said: str, call_id: str | None) -> ToolMessage:
+    return ToolMessage(said, tool_call_id=call_id or "", id=str(new_id()), status="error")
+
+
+def _version(model: BaseChatModel) -> str | None:
+    version = getattr(model, "policy_version", None)
+    return version if isinstance(version, str) else None
+
+
+def check_limit(limit: int | None) -> int | None:
+    """Return a token budget. Raises `InputError` for one below 1."""
+    if limit is not None and limit < 1:
+        raise InputError(f"context_tokens = {limit}: give 1 at least, or None for no limit")
+    return limit
+
+
+__all__ = ["RETRIEVE", "AgentSteps", "Budget", "CallLog", "Shown", "StepLog", "StepState", "Variant"]

@@ -1,0 +1,1 @@
+"""Training material, base policy, recipes and evaluation of AgeMem on MemHop."""

@@ -1,0 +1,114 @@
+"""Lessons for pre-training on MemHop: whole conversations, every reply of the teacher learned at once.
+
+A row is what the model sees of a stage, up to its last reply. Where a tool rewrites the context a new row begins, so that each
+reply is learned after exactly the tokens that it would follow.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from memweave.agents.memory_tools import LONG_TERM, SHORT_TERM
+from memweave.recipes.agemem.simulating import Simulator, Turn, teacher
+from memweave.recipes.agemem.teaching import CLEAN, Habits, Said, question_lesson, update_lesson
+from memweave.worlds.memhop import MemHop, MemHopSettings
+
+if TYPE_CHECKING:
+    from memweave.serving.policy_folder import PolicyFolder
+
+FULL: Final = (*LONG_TERM, *SHORT_TERM)
+VARIANTS: Final = ((FULL, (1,), 0.65), (LONG_TERM, (1, 2, 3), 0.2), ((), (), 0.15))
+"""Tools, stages in which memories are put beside messages, and share of the episodes."""
+DRILLS: Final = 0.35
+"""Share of rows that only look things up: many questions of one bank, or many corrections."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A teacher's reply and what comes before it."""
+
+    said: tuple[Said, ...]
+    reply: str
+
+
+def conversations(turns: Sequence[Turn]) -> list[list[Reply]]:
+    """Return the replies in runs, of which each goes on from the one before."""
+    found: list[list[Reply]] = []
+    for turn in turns:
+        one = Reply(turn.said, turn.reply)
+        last = found[-1][-1] if found else None
+        before = None if last is None else (*last.said, ("assistant", last.reply))
+        if before is not None and turn.said[: len(before)] == before:
+            found[-1].append(one)
+        else:
+            found.append([one])
+    return found
+
+
+def episode(rng: random.Random, habits: Habits, world: MemHopSettings) -> list[list[Reply]]:
+    """Return the rows of one random episode in one of the variants."""
+    names, recall, _ = rng.choices(VARIANTS, [share for *_, share in VARIANTS])[0]
+    drawn = replace(world, distractors=rng.randint(0, 3), messages=rng.randint(2, 4))
+    task = MemHop(drawn).draw(rng, "lesson")
+    return conversations(Simulator(teacher(habits, rng), names, recall_stages=recall).play(task).turns)
+
+
+def rows(rng: random.Random, number: int, habits: Habits, world: MemHopSettings) -> list[list[Reply]]:
+    """Return about `number` rows."""
+    drills = round(DRILLS * number)
+    made = [question_lesson(rng, habits) if i % 2 else update_lesson(rng, habits) for i in range(drills)]
+    found = [[Reply(*each) for each in drill] for drill in made]
+    while len(found) < number:
+        found += episode(rng, habits, world)
+    return found
+
+
+def texts(seed: int, count: int = 3_000) -> list[str]:
+    """Return what the tokenizer is trained on: everything that is said and replied in random episodes."""
+    rng = random.Random(f"texts:{seed}")
+    found: list[str] = []
+    for _ in range(count):
+        for row in episode(rng, CLEAN, MemHopSettings()):
+            found += [text for _, text in row[-1].said] + [row[-1].reply]
+    return found
+
+
+def token_row(folder: PolicyFolder, row: Sequence[Reply], ignored: int) -> tuple[list[int], list[int]]:
+    """Return ids and labels (those of the next token) of a row; only replies and their end tokens are learned."""
+    ids: list[int] = []
+    learned: list[bool] = []
+    replies = {len(each.said): each.reply for each in row}
+    said = [*row[-1].said, ("assistant", row[-1].reply)]
+    for place, (role, text) in enumerate(said):
+        head, body = _pieces(folder.path, folder.version, role, text)
+        ids += [*head, *body]
+        learned += [False] * len(head) + [place in replies] * len(body)
+    labels = [ids[i + 1] if learned[i + 1] else ignored for i in range(len(ids) - 1)] + [ignored]
+    return ids, labels
+
+
+@lru_cache(maxsize=65_536)
+def _pieces(path: Path, version: str, role: str, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids of a message: its role token, and its text with the end token (the chat template, piece by piece)."""
+    from memweave.serving.policy_folder import END, load_tokenizer
+
+    tokenizer = load_tokenizer(path, version)
+    encode = tokenizer.backend_tokenizer.encode
+    head = encode(f"<|{role}|>", add_special_tokens=False).ids
+    return tuple(head), tuple(encode(f"{text}{END}", add_special_tokens=False).ids)
+
+
+def context_tokens(folder: PolicyFolder, said: Sequence[Said]) -> int:
+    """Return how many tokens messages take for a policy."""
+    return sum(len(part) for role, text in said for part in _pieces(folder.path, folder.version, role, text))
+
+
+def prompt_ids(folder: PolicyFolder, said: Sequence[Said]) -> list[int]:
+    """Return the ids of messages and of the beginning of a reply."""
+    parts = [part for role, text in said for part in _pieces(folder.path, folder.version, role, text)]
+    return [token for part in [*parts, _pieces(folder.path, folder.version, "assistant", "")[0]] for token in part]
