@@ -147,7 +147,9 @@ def _parameters(schema: type[_Arguments]) -> dict[str, Any]:
     for name, given in made.get("properties", {}).items():
         # Optional arguments can be left out; that they may be null too only costs tokens.
         chosen = next((each for each in given.get("anyOf", ()) if each.get("type") != "null"), given)
-        properties[name] = {k: v for k, v in {**given, **chosen}.items() if k not in ("anyOf", "title", "default")}
+        # `additionalProperties` says "any JSON" by a reference that nothing resolves here; without it, it is the same.
+        dropped = ("anyOf", "title", "default", "additionalProperties")
+        properties[name] = {k: v for k, v in {**given, **chosen}.items() if k not in dropped}
     return {"type": "object", "properties": properties, "required": made.get("required", [])}
 
 

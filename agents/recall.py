@@ -16,12 +16,14 @@ from memweave.records import Memory
 TokenCounter = Callable[[str], int]
 
 
-def recalled_message(memories: Sequence[Memory]) -> HumanMessage:
+def recalled_message(memories: Sequence[Memory], lines: str | None = None) -> HumanMessage:
     """Return memories as one message, to stand before what the user says now.
 
-    A memory cannot end the block: `<` is written as `&lt;` inside it.
+    lines: how they are written; by default one line each, numbered by position.  A memory cannot end the block: `<` is
+    written as `&lt;` inside it.
     """
-    return HumanMessage(f"<memories>\n{_escaped(numbered(memories))}\n</memories>", name="memories")
+    text = numbered(memories) if lines is None else lines
+    return HumanMessage(f"<memories>\n{_escaped(text)}\n</memories>", name="memories")
 
 
 def within_budget(memories: Sequence[Memory], tokens: int, count: TokenCounter) -> list[Memory]:

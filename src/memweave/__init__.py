@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from memweave.graphs.memory_middleware import MemoryMiddleware
     from memweave.graphs.memory_r1 import create_memory_r1_agent
     from memweave.memory_stores import MemoryBank, open_bank
     from memweave.models import chat_model
@@ -21,6 +22,7 @@ _HOME = {
     "Memory": "memweave.records",
     "MemoryBank": "memweave.memory_stores",
     "MemoryHit": "memweave.records",
+    "MemoryMiddleware": "memweave.graphs.memory_middleware",
     "MemoryOp": "memweave.records",
     "ProposedOp": "memweave.records",
     "Scope": "memweave.records",
@@ -35,6 +37,7 @@ __all__ = [
     "Memory",
     "MemoryBank",
     "MemoryHit",
+    "MemoryMiddleware",
     "MemoryOp",
     "ProposedOp",
     "Scope",
