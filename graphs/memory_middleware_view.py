@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypedDict
+from typing import Any, Final
 
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
+from typing_extensions import TypedDict
 
 from memweave.agents.context import ContextCounter, ContextEdit, apply_edit, units, within
 from memweave.agents.memory_tools import RETRIEVE, Numbers

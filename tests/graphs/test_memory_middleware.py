@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -27,6 +30,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph.message import REMOVE_ALL_MESSAGES
 from langgraph.types import Command
+from pydantic import create_model
 
 from memweave import MemoryMiddleware, Scope
 from memweave.agents.context import with_ids
@@ -414,8 +418,10 @@ def test_numbers_that_calls_give_beside_each_other_never_collide(shown: list[UUI
         assert GAP not in whole.ids[: len(shown)]
 
 
-def test_single_calls_number_without_gaps(run: Run, bank: MemoryBank, scope: Scope) -> None:
-    model = ScriptedChatModel([asks((RETRIEVE, {"query": "none"})), asks((ADD, {"content": "tea"})), "ok"])
+def test_a_single_call_leaves_no_gap(run: Run, bank: MemoryBank, scope: Scope) -> None:
+    """Numbers that were set aside in vain are given later."""
+    look = (RETRIEVE, {"query": "none"})
+    model = ScriptedChatModel([asks(look, look), asks((ADD, {"content": "tea"})), "ok"])
     output = run(agent(model, bank, scope=scope, recall=False), {"messages": "hi"})
     assert results(output)[-1].text == "Added [1]."
 
@@ -450,6 +456,29 @@ def test_users_of_one_agent_never_meet(run: Run, bank: MemoryBank, scope: Scope)
 def test_a_run_that_names_nobody_is_refused(run: Run, bank: MemoryBank) -> None:
     with pytest.raises(ScopeError, match="Whose memories"):
         run(agent(ScriptedChatModel(["ok"]), bank, recall=False), {"messages": "hi"})
+
+
+class User:
+    """An authenticated user, as LangGraph's server hands it on."""
+
+    is_authenticated = True
+    permissions = ()
+    identity = display_name = "ben"
+
+    def __contains__(self, key: str) -> bool:
+        return False
+
+
+def test_the_authenticated_user_wins_in_tools_too(run: Run, bank: MemoryBank, scope: Scope) -> None:
+    (secret,) = remember(bank, scope, "tea is a secret")
+    model = ScriptedChatModel([asks((RETRIEVE, {"query": "tea"})), asks((ADD, {"content": "tea"})), "ok"])
+    config = {"configurable": {"langgraph_auth_user": User(), "graph_id": "g", "assistant_id": "a"}}
+    looked, _ = results(run(agent(model, bank, scope=scope), {"messages": "tea"}, config))
+    assert looked.text == "No memory fits."
+    assert texts(bank, Scope(tenant=scope.tenant, user="ben")) == ["tea"]
+    assert texts(bank, scope) == [secret.text]
+    with pytest.raises(ScopeError, match="authenticated as"):
+        run(agent(model, bank), {"messages": "tea"}, config, context={"user": "anna"})
 
 
 def test_many_users_at_once(bank: MemoryBank, scope: Scope) -> None:
@@ -607,19 +636,32 @@ def test_messages_without_an_id_get_one(run: Run, bank: MemoryBank, scope: Scope
     ]
 
 
-def test_the_bank_is_opened_when_it_is_needed(bank: MemoryBank, scope: Scope) -> None:
-    opened: list[str] = []
+def test_a_server_can_describe_the_agent(bank: MemoryBank) -> None:
+    """Schemas of input, output, and (as LangGraph's server makes it) of the whole state."""
+    chat = agent(ScriptedChatModel([]), bank)
+    assert set(chat.get_input_jsonschema()["properties"]) == {"messages"}
+    assert set(chat.get_output_jsonschema()["properties"]) == {"messages", "structured_response", "memory_overflow"}
+    for name in chat.stream_channels_list:
+        field: Any = (chat.channels[name].UpdateType, None)
+        assert create_model(name, value=field).model_json_schema()
+
+
+@pytest.mark.parametrize("recall", [True, False])
+def test_the_bank_is_opened_when_it_is_needed_and_off_the_event_loop(
+    bank: MemoryBank, scope: Scope, recall: bool
+) -> None:
+    opened: list[int] = []
 
     def source() -> MemoryBank:
-        opened.append(threading.current_thread().name)
+        opened.append(threading.get_ident())
         return bank
 
-    chat = agent(ScriptedChatModel(["ok", "ok"]), source, scope=scope)
+    chat = agent(ScriptedChatModel([asks((ADD, {"content": "tea"})), "ok", "ok"]), source, scope=scope, recall=recall)
     assert opened == []
     asyncio.run(chat.ainvoke({"messages": "hi"}))
     chat.invoke({"messages": "hi"})
     assert len(opened) == 1
-    assert opened != [threading.current_thread().name]
+    assert opened != [threading.get_ident()]
 
 
 def test_nothing_is_embedded_on_the_event_loop(bank: MemoryBank, scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -663,3 +705,9 @@ def test_instructions_speak_only_of_what_is_offered(bank: MemoryBank) -> None:
         text = MemoryMiddleware(bank, tools=names, recall=False).instructions or ""
         assert {name for name in SCHEMAS if name in text} == set(names)
         assert "<memories>" not in text
+
+
+def test_the_page_shows_what_the_example_prints(root: Path, tmp_path: Path) -> None:
+    example = [sys.executable, str(root / "examples/agent_with_memory.py")]
+    printed = subprocess.run(example, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert f"```\n{printed}```" in (root / "docs/middleware.md").read_text()

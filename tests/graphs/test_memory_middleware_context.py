@@ -99,7 +99,7 @@ def test_filter_hides_what_it_describes_and_the_conversation_stays_whole(
 def test_filter_that_matches_everything_keeps_the_question_and_the_call(
     run: Run, bank: MemoryBank, scope: Scope
 ) -> None:
-    model = ScriptedChatModel(["tea tea", asks((FILTER, {"criteria": "tea"}), text="tea"), "ok"])
+    model = ScriptedChatModel(["tea tea", asks((FILTER, {"criteria": "zebra"}), text="tea"), "ok"])
     chat = agent(model, bank, scope=scope, filter_threshold=-1.0)
     run(chat, {"messages": "tea"}, THREAD)
     run(chat, {"messages": "tea?"}, THREAD)
