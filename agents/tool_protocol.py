@@ -9,10 +9,14 @@ the answer is taken, as in the released code.
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Final, Literal
+from collections.abc import Sequence
+from typing import Any, Final, Literal
 
 from langchain_core.messages import AIMessage, ToolCall
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from memweave.records import Record
 from memweave.serving.tool_text import parse_tool_calls
@@ -99,3 +103,10 @@ def _invalid(error: str) -> Problem:
 
 def _same(one: ToolCall, other: ToolCall) -> bool:
     return one["name"] == other["name"] and one["args"] == other["args"]
+
+
+def tools_block(specs: Sequence[dict[str, Any]], tools: Sequence[BaseTool] = ()) -> str:
+    """Return the tools as a system prompt lists them: one line of JSON each, in <tools> tags."""
+    listed = [*specs, *(convert_to_openai_tool(tool) for tool in tools)]
+    lines = [json.dumps(each["function"], ensure_ascii=False) for each in listed]
+    return "\n".join(["<tools>", *lines, "</tools>"]) if lines else "You have no tools."

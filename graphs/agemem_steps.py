@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Literal, TypedDict
+from typing import Annotated, Any, Final, Literal, TypedDict, cast
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolCall, ToolMessage
@@ -163,6 +163,8 @@ class AgentSteps:
     top_k: int | None = None
     dated: bool = True
     tolerant: bool = False
+    tool_role: bool = False
+    """Whether the model takes tool messages after calls in text; our own policies do."""
     timeout: float = DEFAULT_TIMEOUT
 
     @property
@@ -200,7 +202,7 @@ class AgentSteps:
         return bound  # type: ignore[no-any-return]  # a Runnable with the model's own invoke and ainvoke
 
     def _own(self) -> bool:
-        return self.model._llm_type in _OWN_MODELS
+        return self.tool_role or self.model._llm_type in _OWN_MODELS
 
     @staticmethod
     def _replied(message: AIMessage) -> AIMessage:
@@ -347,6 +349,11 @@ class AgentSteps:
         return budget.model_copy(
             update={"used": used, "overflowed": budget.overflowed or over, "dropped": budget.dropped + dropped}
         )
+
+
+def as_context(messages: Sequence[BaseMessage]) -> list[AnyMessage]:
+    """Return messages as a channel of a graph holds them."""
+    return cast("list[AnyMessage]", list(messages))  # every message that LangChain has is one of these
 
 
 def protocol_for(model: BaseChatModel) -> Protocol:

@@ -16,11 +16,13 @@ __all__ = ["Place", "Recipe", "RecipeResult", "TrainSettings", "find_recipe", "r
 
 def recipes() -> dict[str, Recipe]:
     """Return all recipes by name."""
+    from memweave.recipes.agemem.training import AGEMEM, AGEMEM_ANSWER_ONLY, AGEMEM_RAG
     from memweave.recipes.memory_r1.training import MEMORY_R1_ANSWERER, MEMORY_R1_MANAGER
     from memweave.recipes.token_class import TOKEN_CLASS
     from memweave.recipes.two_node import TWO_NODE
 
-    return {recipe.name: recipe for recipe in (TOKEN_CLASS, TWO_NODE, MEMORY_R1_MANAGER, MEMORY_R1_ANSWERER)}
+    known = (TOKEN_CLASS, TWO_NODE, MEMORY_R1_MANAGER, MEMORY_R1_ANSWERER, AGEMEM, AGEMEM_ANSWER_ONLY, AGEMEM_RAG)
+    return {recipe.name: recipe for recipe in known}
 
 
 def find_recipe(name: str) -> Recipe:

@@ -62,6 +62,8 @@ def build_trainer(
     if arm.trainer == "ppo":
         return TracePPOTrainer(model, tasks, rollouts, server, TracePPOConfig(**common), peft_config=config)
     credit = arm.credit(settings.seed) if arm.credit else None
+    if arm.preset is not None:
+        common = {**arm.preset(), **common}
     return TraceGRPOTrainer(
         model, tasks, rollouts, server, TraceGRPOConfig(**common), credit=credit, peft_config=config
     )

@@ -147,6 +147,8 @@ class Arm:
     credit: Callable[[int], Credit] | None = None
     """Made with the seed; `None` for PPO, whose advantages come from a value head, and for demonstrations."""
     trainer: Literal["grpo", "ppo", "sft"] = "grpo"
+    preset: Callable[[], Mapping[str, Any]] | None = None
+    """Gives the settings of the loss that a paper fixes (`memweave.trainers.grpo_config`); `beta` and `loss_type` of the run win."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,8 @@ class Recipe:
     settings: TrainSettings
     max_tokens: Mapping[str, int]
     """Role -> most tokens of one reply."""
-    base: Literal["tiny", "dialog"] = "tiny"
-    """Which base policy it starts from by default: one with random weights, or the one that knows DialogWorld."""
+    base: Literal["tiny", "dialog", "memhop"] = "tiny"
+    """Which base policy it starts from by default: one with random weights, or the one that knows a world."""
     trains: str | None = None
     """The one role that is trained, when another one plays too and is frozen."""
 

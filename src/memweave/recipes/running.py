@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 DIALOG_BASE: Final = Path(memweave.__file__).parent / "policies" / "dialog-world"
 """The base policy that knows DialogWorld; made by `memweave.recipes.memory_r1.pretraining`."""
+MEMHOP_BASE: Final = DIALOG_BASE.with_name("memhop")
+"""The base policy that knows MemHop; made by `memweave.recipes.agemem.pretraining`."""
 IMITATED: Final = "imitation.txt"
 """File within a run's folder: for how many steps it imitates."""
 BASE_SEED: Final = 0
@@ -307,8 +309,9 @@ def _check_frozen(recipe: Recipe, place: Place, server: PolicyServer, version: s
 
 def default_base(home: Path, recipe: Recipe | None = None) -> Path:
     """Return the base policy of a recipe: the one of the package, or the tiny one, which a data folder keeps."""
-    if recipe is not None and recipe.base == "dialog":
-        return DIALOG_BASE
+    known = {"dialog": DIALOG_BASE, "memhop": MEMHOP_BASE}
+    if recipe is not None and recipe.base in known:
+        return known[recipe.base]
     return home / "policies" / "tiny"
 
 

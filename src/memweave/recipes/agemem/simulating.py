@@ -111,7 +111,7 @@ class Simulator:
 
     def _feed(self, stage: int, message: str) -> None:
         self.context.append(_Message("user", message))
-        if stage in self.recall_stages and ADD in self.names:
+        if stage in self.recall_stages and not self._over():
             found = self.search(message, RECALLED if stage == 1 else TOP_K, FLOOR)
             if found:
                 self.context.append(_Message("tool", self._lines(found)))

@@ -1,0 +1,382 @@
+"""AgeMem as an agent for apps: one model that manages its long- and its short-term memory with tools, over `messages`.
+
+    accept -> recall -> policy -> act -> policy -> ... -> answer
+
+`accept` takes the new messages into the *context*, `recall` (variant `rag`) puts what fits beside them, `policy` asks the model,
+`act` carries out its calls. The context is what the model sees; SUMMARY, FILTER and the token budget rewrite it. The public
+`messages` only ever grow, and `edits` says what was taken out, so nothing is lost. The stages that the paper trains in are in
+`agemem_episode`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal, TypedDict
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.runnables import RunnableConfig
+from langchain_core.tools import BaseTool
+from langgraph.graph import END, START, StateGraph, add_messages
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.types import Checkpointer, Overwrite
+
+from memweave.agents.context import (
+    FILTER_THRESHOLD,
+    ContextCounter,
+    ModelSummarizer,
+    Summarizer,
+    apply_edit,
+    estimate_context,
+    within,
+)
+from memweave.agents.llm import DEFAULT_TIMEOUT
+from memweave.agents.memory_tools import LONGEST_QUERY, TOP_K, Numbers, tool_specs
+from memweave.agents.prompts import load_prompt
+from memweave.agents.tool_protocol import tools_block
+from memweave.errors import InputError, SettingsError
+from memweave.graphs.agemem_context import AgeMemContext, agent_prompt
+from memweave.graphs.agemem_steps import (
+    Acted,
+    AgentSteps,
+    Budget,
+    Protocol,
+    Shown,
+    StepState,
+    Variant,
+    as_context,
+    check_limit,
+    check_tools,
+    log_of,
+    protocol_for,
+)
+from memweave.graphs.server import server
+from memweave.graphs.session import (
+    BankSource,
+    DefaultScope,
+    LazyBank,
+    Node,
+    current_run_id,
+    current_scope,
+    quiet_known_types,
+)
+from memweave.models import chat_model
+from memweave.records import MemoryHit, MemoryOp, new_id
+
+CONTEXT_TOKENS: Final = 8_192
+"""Most tokens that the model sees (section 4)."""
+MAX_ROUNDS: Final = 10
+"""Turns of the model for one message of the user."""
+
+Status = Literal["answered", "rounds", "over_budget"]
+
+
+# state
+
+
+class AgentInput(TypedDict, total=False):
+    """A chat. The user's messages since the last reply are new."""
+
+    messages: Annotated[list[AnyMessage], add_messages]
+
+
+class AgentOutput(AgentInput, total=False):
+    """The chat with the reply, and what the agent did."""
+
+    operations: list[MemoryOp]
+    """Memory operations of this round."""
+    status: Status | None
+    """rounds: no answer within the limit of turns.  over_budget: the question alone does not fit into the context."""
+    budget: Budget
+
+
+class AgentState(StepState, AgentOutput, total=False):
+    """One round of a chat; `context`, `numbers`, `edits` and `budget` go on from round to round."""
+
+    question: list[str]
+    """Ids of the messages that are to be answered; they are never removed."""
+    tools: list[str]
+    """What the agent can call."""
+
+
+# nodes
+
+
+@dataclass(frozen=True)
+class _Agent:
+    steps: AgentSteps
+    bank: LazyBank
+    scope: DefaultScope
+    limit: int
+    rounds: int
+    instructions: str | None
+
+    def accept(self, state: AgentState, config: RunnableConfig) -> AgentState:
+        """Take the new messages into the context."""
+        messages = state.get("messages") or []
+        new = _new_messages(messages)
+        system = SystemMessage(self._prompt(), id="system")
+        kept = [m for m in state.get("context") or self._earlier(messages, new) if not _is_prompt(m)]
+        fresh: object = Overwrite([])
+        update: AgentState = {
+            "context": as_context([system, *kept, *new]),
+            "question": [str(message.id) for message in new],
+            "status": None,
+            "round": 0,
+            "stage": 0,
+            "numbers": state.get("numbers") or Numbers(),
+            "shown": state.get("shown") or [],
+            "budget": state.get("budget") or Budget(limit=self.limit),
+            "tools": [*self.steps.names, *(tool.name for tool in self.steps.tools)],
+            "operations": fresh,  # type: ignore[typeddict-item]  # LangGraph's way to empty a channel that adds
+            "steps": fresh,  # type: ignore[typeddict-item]
+        }
+        return update
+
+    async def aaccept(self, state: AgentState, config: RunnableConfig) -> AgentState:
+        return self.accept(state, config)
+
+    def _earlier(self, messages: Sequence[AnyMessage], new: Sequence[AnyMessage]) -> list[AnyMessage]:
+        """Return what was said before, of a chat that another graph began, or without a checkpointer."""
+        return list(messages[: len(messages) - len(new)])
+
+    def _prompt(self) -> str:
+        given = agent_prompt() or self.instructions
+        if self.steps.protocol == "native":
+            return given or load_prompt("agemem").text
+        return f"{given or load_prompt('agemem_text').text}\n\n{tools_block(tool_specs(self.steps.names), self.steps.tools)}"
+
+    # what fits is put beside the new messages: variant `rag`
+
+    def recall(self, state: AgentState, config: RunnableConfig) -> AgentState:
+        """Put the memories that fit before the new messages."""
+        query = self._query(state)
+        if not query:
+            return {}
+        return self._recalled(
+            state, self.bank.get().search(query, scope=current_scope(self.scope), limit=self.steps.top_k or TOP_K)
+        )
+
+    async def arecall(self, state: AgentState, config: RunnableConfig) -> AgentState:
+        query = self._query(state)
+        if not query:
+            return {}
+        bank = await self.bank.aget()
+        return self._recalled(
+            state, await bank.asearch(query, scope=current_scope(self.scope), limit=self.steps.top_k or TOP_K)
+        )
+
+    def _query(self, state: AgentState) -> str:
+        asked = set(state["question"])
+        return "\n".join(m.text for m in state["context"] if m.id in asked).strip()[-LONGEST_QUERY:]
+
+    def _recalled(self, state: AgentState, hits: Sequence[MemoryHit]) -> AgentState:
+        memories = [hit.memory for hit in hits]
+        if not memories:
+            return {}
+        message, numbers = self.steps.recalled(memories, state["numbers"])
+        context = _before(state["context"], message, state["question"][0])
+        shown = Shown(message_id=str(message.id), memories=tuple(memories))
+        return {"context": context, "numbers": numbers, "shown": [*state["shown"], shown]}
+
+    # the model's turn
+
+    def policy(self, state: AgentState, config: RunnableConfig) -> AgentState:
+        """Ask the model, if what it would see fits. Raises `UnavailableError`."""
+        fitted = self._fitted(state)
+        if fitted.get("status"):
+            return fitted
+        reply = self.steps.ask(fitted["context"], state["shown"], self._prompt(), config)
+        return {**fitted, "reply": reply, "turn": self.steps.read(reply), "round": state["round"] + 1}
+
+    async def apolicy(self, state: AgentState, config: RunnableConfig) -> AgentState:
+        fitted = self._fitted(state)
+        if fitted.get("status"):
+            return fitted
+        reply = await self.steps.aask(fitted["context"], state["shown"], self._prompt(), config)
+        return {**fitted, "reply": reply, "turn": self.steps.read(reply), "round": state["round"] + 1}
+
+    def _fitted(self, state: AgentState) -> AgentState:
+        """Return the context within the budget; when the question alone is too long, the message that says so."""
+        context = list(state["context"])
+        before = self.steps.measured(context, state["budget"])
+        keep = {*state["question"], *_under_way(context)}
+        edit = within(context, self.limit, self.steps.count, keep=keep)
+        context = as_context(apply_edit(context, edit)) if edit else context
+        budget = self.steps.measured(context, before, len(edit.removed) if edit else 0)
+        update: AgentState = {"context": context, "budget": budget, "edits": [edit] if edit else []}
+        if budget.used > self.limit:
+            said = (
+                f"What I was asked does not fit into my context: it takes {budget.used} tokens with my instructions, and "
+                f"{self.limit} are allowed. Ask with fewer words, or give me a larger context_tokens."
+            )
+            update |= {"status": "over_budget", "messages": [AIMessage(said, id=str(new_id()))]}
+        return update
+
+    # what it asked for
+
+    def act(self, state: AgentState, config: RunnableConfig) -> AgentState:
+        """Carry out the calls of the model's turn. Raises `UnavailableError`."""
+        run_id = current_run_id(config)
+        scope = current_scope(self.scope)
+        acted = self.steps.carry_out(state, self.bank.get(), scope, state["question"], run_id, config)
+        return self._acted(state, acted)
+
+    async def aact(self, state: AgentState, config: RunnableConfig) -> AgentState:
+        run_id = current_run_id(config)
+        scope, bank = current_scope(self.scope), await self.bank.aget()
+        acted = await self.steps.acarry_out(state, bank, scope, state["question"], run_id, config)
+        return self._acted(state, acted)
+
+    def _acted(self, state: AgentState, acted: Acted) -> AgentState:
+        turn = state["turn"]
+        budget = self.steps.measured(acted.context, state["budget"])
+        said = as_context([state["reply"], *acted.new])
+        update: AgentState = {
+            "context": as_context(acted.context),
+            "numbers": acted.numbers,
+            "shown": [*state["shown"], *acted.shown],
+            "edits": acted.edits,
+            "budget": budget,
+            "operations": acted.ops,
+            "steps": [log_of(state, acted, budget)],
+            "messages": said,
+        }
+        if turn.answer is not None:
+            update["status"] = "answered"
+            if self.steps.protocol == "text":  # the tags are for us
+                said[0] = state["reply"].model_copy(update={"content": turn.answer}) if not acted.new else said[0]
+                if acted.new:
+                    said.append(AIMessage(turn.answer, id=str(new_id())))
+        elif state["round"] >= self.rounds:
+            ended = f"I stopped after {self.rounds} turns without an answer. Ask again, or with fewer things at once."
+            update["status"] = "rounds"
+            update["messages"] = [*said, AIMessage(ended, id=str(new_id()))]
+        return update
+
+
+def _new_messages(messages: Sequence[AnyMessage]) -> list[AnyMessage]:
+    """Return the user's messages since the last reply. Raises `InputError` when there is none."""
+    new: list[AnyMessage] = []
+    for message in reversed(messages):
+        if not isinstance(message, HumanMessage):
+            break
+        new.insert(0, message)
+    if not new:
+        raise InputError("There is nothing new to reply to: the last message has to be the user's")
+    return new
+
+
+def _is_prompt(message: BaseMessage) -> bool:
+    return isinstance(message, SystemMessage) and message.id == "system"
+
+
+def _under_way(context: Sequence[BaseMessage]) -> set[str]:
+    """Return the last reply with the results of its calls, when they are the end of the context: the model has not seen them."""
+    place = next((i for i in range(len(context) - 1, -1, -1) if isinstance(context[i], AIMessage)), None)
+    if place is None or any(isinstance(m, HumanMessage) and not m.name for m in context[place:]):
+        return set()
+    return {str(message.id) for message in context[place:]}
+
+
+def _before(context: Sequence[AnyMessage], message: BaseMessage, first: str) -> list[AnyMessage]:
+    place = next(i for i, each in enumerate(context) if each.id == first)
+    return as_context([*context[:place], message, *context[place:]])
+
+
+# routing
+
+
+def after_policy(state: AgentState) -> str:
+    """End when the context is too small for the question."""
+    return END if state.get("status") == "over_budget" else "act"
+
+
+def after_act(state: AgentState) -> str:
+    """Go on until there is an answer, or no turn is left."""
+    return END if state.get("status") in ("answered", "rounds") else "policy"
+
+
+# builder
+
+AgeMemAgent = CompiledStateGraph[AgentState, AgeMemContext, AgentInput, AgentOutput]
+
+
+def create_agemem_agent(
+    model: str | BaseChatModel,
+    bank: BankSource,
+    *,
+    tools: Sequence[BaseTool] = (),
+    scope: DefaultScope = None,
+    variant: Variant = "full",
+    context_tokens: int = CONTEXT_TOKENS,
+    max_rounds: int = MAX_ROUNDS,
+    system_prompt: str | None = None,
+    protocol: Protocol | None = None,
+    summarizer: Summarizer | None = None,
+    count_tokens: ContextCounter = estimate_context,
+    filter_threshold: float = FILTER_THRESHOLD,
+    top_k: int | None = None,
+    timeout: float = DEFAULT_TIMEOUT,
+    checkpointer: Checkpointer = None,
+) -> AgeMemAgent:
+    """Return an agent that manages its memory with tools, as a compiled graph over `messages` (AgeMem, arXiv 2601.01885).
+
+    model: a chat model, or its specification (`chat_model`).  bank: long-term memory.  tools: others that it may use.
+    scope: whose memories, when neither authentication nor the run's context says it.
+    variant: `full`, `rag` (long-term tools; what fits is retrieved for every message) or `none`.
+    context_tokens: most tokens that the model sees; the oldest messages go when there are more, never the system message, the
+    question, or results that the model has not seen.  max_rounds: turns of the model for one message.
+    protocol: `native` calls or `text` tags; by default text for policies of ours, native otherwise.
+    summarizer: who shortens; by default the model.  count_tokens: counts messages; the default estimates.
+    filter_threshold: cosine from which FILTER removes; it belongs to the bank's embedding.  top_k: fixes how many memories
+    RETRIEVE returns.
+    timeout: seconds for one reply.
+
+    Raises `SettingsError` for a variant or a tool's name that cannot be, `InputError` for a budget below 1.
+    """
+    chat = chat_model(model) if isinstance(model, str) else model
+    if max_rounds < 1:
+        raise SettingsError(f"max_rounds = {max_rounds}: give 1 at least")
+    quiet_known_types()
+    steps = AgentSteps(
+        model=chat,
+        protocol=protocol or protocol_for(chat),
+        variant=variant,
+        tools=check_tools(tools, variant),
+        summarizer=summarizer or ModelSummarizer(chat),
+        count=count_tokens,
+        threshold=filter_threshold,
+        top_k=top_k,
+        timeout=timeout,
+    )
+    check_limit(context_tokens)
+    nodes = _Agent(steps, LazyBank(bank), scope, context_tokens, max_rounds, system_prompt)
+    builder = StateGraph(AgentState, AgeMemContext, input_schema=AgentInput, output_schema=AgentOutput)
+    builder.add_node("accept", Node("accept", nodes.accept, nodes.aaccept))
+    builder.add_node("policy", Node("policy", nodes.policy, nodes.apolicy))
+    builder.add_node("act", Node("act", nodes.act, nodes.aact))
+    builder.add_edge(START, "accept")
+    if variant == "rag":
+        builder.add_node("recall", Node("recall", nodes.recall, nodes.arecall))
+        builder.add_edge("accept", "recall")
+        builder.add_edge("recall", "policy")
+    else:
+        builder.add_edge("accept", "policy")
+    builder.add_conditional_edges("policy", after_policy, ["act", END])
+    builder.add_conditional_edges("act", after_act, ["policy", END])
+    graph = builder.compile(name="agemem", checkpointer=checkpointer)
+    return graph.with_config(recursion_limit=2 * max_rounds + 10)
+
+
+async def make_graph(config: RunnableConfig) -> AgeMemAgent:
+    """Return the agent for a LangGraph server, with the model that the settings name.
+
+    Raises `SettingsError` when they name none: rules do not call tools.
+    """
+    own = await server()
+    if own.settings.model == "rule":
+        raise SettingsError("AgeMem needs a chat model that calls tools: set MEMWEAVE_MODEL, e.g. openai:gpt-4.1-mini")
+    model = chat_model(own.settings.model, api_key=own.settings.model_api_key, timeout=own.settings.model_timeout)
+    return create_agemem_agent(model, own.bank, scope=own.home)

@@ -1,0 +1,453 @@
+"""One AgeMem episode in three stages, as a state machine: what the policy is trained and evaluated on (specification, 2.3 and 3).
+
+    begin -> feed -> (recall) -> policy -> act -> policy | feed | judge
+
+Stage 1 feeds messages that tell facts, one at a time; then the context is wiped and the memory stays. Stage 2 feeds distractors.
+Stage 3 keeps the context of stage 2 and asks the question. The policy sees the context and nothing else: the question is not in it
+before stage 3, the true answer never. A stage ends when the context has more tokens than allowed (A4); what overflowed in stage 2
+leaves no room for the question.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Final, TypedDict
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AnyMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.runnables import RunnableConfig
+from langgraph.graph import END, START, StateGraph, add_messages
+from langgraph.graph.state import CompiledStateGraph
+from pydantic import Field
+
+from memweave.agents.context import (
+    FILTER_THRESHOLD,
+    ContextCounter,
+    ContextEdit,
+    ExtractiveSummarizer,
+    Summarizer,
+    all_but_system,
+    apply_edit,
+    estimate_context,
+)
+from memweave.agents.llm import DEFAULT_TIMEOUT
+from memweave.agents.memory_tools import TOP_K, Numbers, tool_specs
+from memweave.agents.prompts import load_prompt
+from memweave.agents.rendering import Profile
+from memweave.agents.tool_protocol import tools_block
+from memweave.errors import InputError
+from memweave.graphs.agemem_context import AgeMemContext, agent_prompt
+from memweave.graphs.agemem_reward import EpisodeLog
+from memweave.graphs.agemem_steps import (
+    Acted,
+    AgentSteps,
+    Budget,
+    Protocol,
+    Shown,
+    StepState,
+    Variant,
+    as_context,
+    check_limit,
+    log_of,
+    protocol_for,
+)
+from memweave.graphs.session import BankSource, DefaultScope, LazyBank, Node, current_run_id, current_scope
+from memweave.memory_stores import MemoryStore
+from memweave.records import Memory, MemoryHit, MemoryOp, Record, new_id
+from memweave.tracing.records import Score
+
+ROUNDS: Final = (5, 5, 5)
+"""Turns of the model for one message of stages 1 and 2, and for the question (section 3)."""
+RECALLED: Final = 3
+MOST_STEPS: Final = 400
+"""Turns of one episode."""
+
+
+class EpisodeTask(Record):
+    """What is fed. The truth is not part of it: a judge has that."""
+
+    id: str
+    messages: tuple[str, ...]
+    """Stage 1, one at a time."""
+    distractors: tuple[str, ...] = ()
+    """Stage 2, one at a time; the same for all episodes of a task (A17)."""
+    question: str = Field(min_length=1)
+    key_phrases: tuple[str, ...] = ()
+    """What must still be in the context when the answer is given (K_q of Eq. 21); not shown."""
+
+
+class EpisodeInput(TypedDict, total=False):
+    """One task."""
+
+    task: EpisodeTask
+
+
+class EpisodeOutput(TypedDict, total=False):
+    """What came of it."""
+
+    answer: str | None
+    log: EpisodeLog
+    stored: list[str]
+    """Texts of the memories at the end."""
+    preserved: bool
+    """Whether all key phrases of the question were in the context at the end."""
+    reward: Score | None
+    """`None` without a judge."""
+    operations: Annotated[list[MemoryOp], operator.add]
+
+
+class EpisodeState(StepState, EpisodeInput, EpisodeOutput, total=False):
+    """An episode under way."""
+
+    messages: Annotated[list[AnyMessage], add_messages]
+    """Everything that was ever said, in all stages."""
+    feed_index: int
+    """Messages of the present stage that were fed."""
+    exhausted: bool
+    over: bool
+    """Whether the present stage ended because the context is too full."""
+
+
+EpisodeJudge = Callable[[EpisodeTask, "EpisodeOutput"], Score]
+"""Says what an episode was worth, from its task and its outcome (without `reward`)."""
+
+
+# nodes
+
+
+@dataclass(frozen=True)
+class _Episode:
+    steps: AgentSteps
+    bank: LazyBank
+    scope: DefaultScope
+    limit: int
+    rounds: tuple[int, int, int]
+    recall_stages: tuple[int, ...]
+    recalled: int
+    floor: float
+    profile: Profile
+    judge: EpisodeJudge | None
+
+    def begin(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
+        """Start with an empty context. Raises `InputError` without a task."""
+        task = state.get("task")
+        if not isinstance(task, EpisodeTask):
+            raise InputError("The episode has no task. Pass {'task': EpisodeTask(...)}")
+        turns = len(task.messages) * self.rounds[0] + len(task.distractors) * self.rounds[1] + self.rounds[2]
+        if turns > MOST_STEPS:
+            raise InputError(
+                f"the task {task.id} may take {turns} turns, and an episode at most {MOST_STEPS}. Split it"
+            )
+        return {
+            "context": as_context(self._system()),
+            "numbers": Numbers(),
+            "shown": [],
+            "budget": Budget(limit=self.limit),
+            "stage": 1,
+            "feed_index": 0,
+            "round": 0,
+            "over": False,
+            "exhausted": False,
+            "answer": None,
+        }
+
+    def _system(self) -> list[BaseMessage]:
+        text = self._prompt()
+        return [SystemMessage(text, id="system")] if text else []
+
+    def _prompt(self) -> str:
+        given = agent_prompt()
+        if self.profile == "none":
+            return given or f"Tools: {', '.join(self.steps.names) or 'none'}."
+        if self.steps.protocol == "native":
+            return given or load_prompt("agemem").text
+        return f"{given or load_prompt('agemem_text').text}\n\n{tools_block(tool_specs(self.steps.names))}"
+
+    def feed(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
+        """Give the next message; wipe the context where stage 1 has ended."""
+        task, stage, index = state["task"], state["stage"], state["feed_index"]
+        update: EpisodeState = {"round": 0, "over": False}
+        context: list[BaseMessage] = list(state["context"])
+        if index == 0 and (stage == 2 or (stage == 3 and not task.distractors)):
+            context, update["edits"] = self._wiped(context)
+        message = HumanMessage(_fed(task, stage)[index], id=str(new_id()))
+        context.append(message)
+        budget = self.steps.measured(context, state["budget"])
+        return {
+            **update,
+            "context": as_context(context),
+            "messages": [message],
+            "feed_index": index + 1,
+            "budget": budget,
+            "over": budget.used > self.limit,
+        }
+
+    async def afeed(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
+        return self.feed(state, config)
+
+    async def abegin(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
+        return self.begin(state, config)
+
+    @staticmethod
+    def _wiped(context: Sequence[BaseMessage]) -> tuple[list[BaseMessage], list[ContextEdit]]:
+        edit = all_but_system(context)
+        return (apply_edit(context, edit), [edit]) if edit else (list(context), [])
+
+    # what is retrieved without being asked for
+
+    def recall(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
+        """Put memories that resemble the message beside it; that is no call of RETRIEVE (A11)."""
+        bank = self.bank.get()
+        query = state["context"][-1].text
+        hits = bank.search(query, scope=current_scope(self.scope), limit=self._limit(state))
+        return self._recalled(state, bank, query, hits)
+
+    async def arecall(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
+        bank = await self.bank.aget()
+        query = state["context"][-1].text
+        hits = await bank.asearch(query, scope=current_scope(self.scope), limit=self._limit(state))
+        return self._recalled(state, bank, query, hits)
+
+    def _limit(self, state: EpisodeState) -> int:
+        return self.recalled if state["stage"] == 1 else self.steps.top_k or TOP_K
+
+    def _recalled(self, state: EpisodeState, bank: MemoryStore, query: str, hits: Sequence[MemoryHit]) -> EpisodeState:
+        memories = [hit.memory for hit in hits]
+        if memories and self.floor > -1:
+            vectors = bank.embedder.embed([query, *(memory.text for memory in memories)])
+            memories = [m for m, value in zip(memories, vectors[1:] @ vectors[0], strict=True) if value >= self.floor]
+        if not memories:
+            return {}
+        message, numbers = self.steps.recalled(memories, state["numbers"])
+        context = [*state["context"], message]
+        budget = self.steps.measured(context, state["budget"])
+        shown = [*state["shown"], Shown(message_id=str(message.id), memories=tuple(memories))]
+        return {
+            "context": as_context(context),
+            "messages": as_context([message]),
+            "numbers": numbers,
+            "shown": shown,
+            "budget": budget,
+            "over": budget.used > self.limit,
+        }
+
+    # the policy's turn
+
+    def policy(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
+        """Ask the model. Raises `UnavailableError`, and `ContextLengthError` when the context does not fit it."""
+        reply = self.steps.ask(state["context"], state["shown"], self._prompt(), config)
+        return {"reply": reply, "turn": self.steps.read(reply), "round": state["round"] + 1}
+
+    async def apolicy(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
+        reply = await self.steps.aask(state["context"], state["shown"], self._prompt(), config)
+        return {"reply": reply, "turn": self.steps.read(reply), "round": state["round"] + 1}
+
+    def act(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
+        """Carry out the calls of the turn, measure the context, and see what comes next."""
+        scope, run_id = current_scope(self.scope), current_run_id(config)
+        acted = self.steps.carry_out(state, self.bank.get(), scope, self._kept(state), run_id, config)
+        return self._acted(state, acted)
+
+    async def aact(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
+        scope, run_id, bank = current_scope(self.scope), current_run_id(config), await self.bank.aget()
+        acted = await self.steps.acarry_out(state, bank, scope, self._kept(state), run_id, config)
+        return self._acted(state, acted)
+
+    def _kept(self, state: EpisodeState) -> list[str]:
+        """Return the id of the question, once it is asked."""
+        if state["stage"] < 3:
+            return []
+        asked = [m for m in state["messages"] if isinstance(m, HumanMessage) and m.text == state["task"].question]
+        return [str(asked[-1].id)] if asked else []
+
+    def _acted(self, state: EpisodeState, acted: Acted) -> EpisodeState:
+        turn, stage = state["turn"], state["stage"]
+        budget = self.steps.measured(acted.context, state["budget"])
+        over = budget.used > self.limit
+        answered = turn.answer is not None and not over
+        spent = state["round"] >= self.rounds[stage - 1]
+        update: EpisodeState = {
+            "context": as_context(acted.context),
+            "messages": as_context([state["reply"], *acted.new]),
+            "numbers": acted.numbers,
+            "shown": [*state["shown"], *acted.shown],
+            "edits": acted.edits,
+            "budget": budget,
+            "operations": acted.ops,
+            "over": over,
+            "steps": [log_of(state, acted, budget)],
+        }
+        if stage == 3:
+            return {
+                **update,
+                "answer": turn.answer if answered else None,
+                "exhausted": spent and not answered and not over,
+            }
+        if over or ((answered or spent) and state["feed_index"] >= len(_fed(state["task"], stage))):
+            update |= {"stage": self._next_stage(state), "feed_index": 0}
+        return update
+
+    @staticmethod
+    def _next_stage(state: EpisodeState) -> int:
+        return 3 if state["stage"] == 2 or not state["task"].distractors else 2
+
+    # the end
+
+    def finish(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
+        """Collect what happened, and judge it."""
+        stored = self.bank.get().memories(scope=current_scope(self.scope))
+        return self._finished(state, stored)
+
+    async def afinish(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
+        stored = await (await self.bank.aget()).amemories(scope=current_scope(self.scope))
+        return self._finished(state, stored)
+
+    def _finished(self, state: EpisodeState, stored: Sequence[Memory]) -> EpisodeState:
+        budget = state["budget"]
+        seen = "\n".join(m.text for m in state["context"] if not isinstance(m, SystemMessage)).lower()
+        log = EpisodeLog(
+            steps=tuple(state["steps"]),
+            answered=state["answer"] is not None,
+            used=budget.used,
+            limit=self.limit,
+            overflowed=budget.overflowed,
+            exhausted=state["exhausted"],
+        )
+        outcome: EpisodeOutput = {
+            "answer": state["answer"],
+            "log": log,
+            "stored": [memory.text for memory in stored],
+            "preserved": state["stage"] == 3 and all(p.lower() in seen for p in state["task"].key_phrases),
+        }
+        score = self.judge(state["task"], outcome) if self.judge else None
+        return {**outcome, "reward": score}  # type: ignore[typeddict-item]  # an outcome is part of the state
+
+
+def _fed(task: EpisodeTask, stage: int) -> Sequence[str]:
+    return (task.messages, task.distractors, (task.question,))[stage - 1]
+
+
+# routing
+
+
+def to_recall(stages: tuple[int, ...]) -> Callable[[EpisodeState], str]:
+    """Return the route after a message was fed."""
+
+    def route(state: EpisodeState) -> str:
+        if state["over"]:
+            return over_full(state)
+        return "recall" if state["stage"] in stages else "policy"
+
+    return route
+
+
+def over_full(state: EpisodeState) -> str:
+    """Return where a context that is too full leads: the rest of the stage is left out, and a question cannot be asked."""
+    return "judge" if state["stage"] == 3 else "skip"
+
+
+def after_recall(state: EpisodeState) -> str:
+    """Ask the policy, unless what was recalled is too much."""
+    return over_full(state) if state["over"] else "policy"
+
+
+def after_act(rounds: tuple[int, int, int]) -> Callable[[EpisodeState], str]:
+    """Return the route after a turn."""
+
+    def route(state: EpisodeState) -> str:
+        if state["feed_index"] == 0:  # the stage ended
+            return "feed"
+        if state["stage"] == 3:
+            ended = state["over"] or state["answer"] is not None or state["exhausted"]
+            return "judge" if ended else "policy"
+        answered = state["turn"].answer is not None
+        return "feed" if answered or state["round"] >= rounds[state["stage"] - 1] else "policy"
+
+    return route
+
+
+def skip(state: EpisodeState, config: RunnableConfig) -> EpisodeState:
+    """Leave out the rest of a stage."""
+    return {"stage": 3 if state["stage"] == 2 or not state["task"].distractors else 2, "feed_index": 0}
+
+
+async def askip(state: EpisodeState, config: RunnableConfig) -> EpisodeState:
+    """Leave out the rest of a stage."""
+    return skip(state, config)
+
+
+# builder
+
+EpisodeGraph = CompiledStateGraph[EpisodeState, AgeMemContext, EpisodeInput, EpisodeOutput]
+
+
+def create_agemem_episode_graph(
+    model: BaseChatModel,
+    bank: BankSource,
+    *,
+    judge: EpisodeJudge | None = None,
+    scope: DefaultScope = None,
+    variant: Variant = "full",
+    context_tokens: int = 8_192,
+    rounds: tuple[int, int, int] = ROUNDS,
+    auto_retrieve: bool = True,
+    recalled: int = RECALLED,
+    recall_floor: float = -1.0,
+    protocol: Protocol | None = None,
+    profile: Profile = "full",
+    summarizer: Summarizer | None = None,
+    count_tokens: ContextCounter = estimate_context,
+    filter_threshold: float = FILTER_THRESHOLD,
+    top_k: int | None = TOP_K,
+    timeout: float = DEFAULT_TIMEOUT,
+) -> EpisodeGraph:
+    """Return the three-stage episode that AgeMem's policy is trained on.
+
+    judge: gives the reward; without it there is none.  variant: as in `create_agemem_agent`; `rag` retrieves for every message.
+    context_tokens: T_max.  rounds: turns per message in stages 1 and 2, and for the question.
+    auto_retrieve: put memories beside each message of stage 1 (A11), at most `recalled` of cosine `recall_floor` or more.
+    profile: `none` for policies trained on this: their prompt is one line.  Others as in `create_agemem_agent`; the summarizer is
+    extractive by default.
+
+    Raises `InputError` for rounds or tokens below 1.
+    """
+    check_limit(context_tokens)
+    if min(rounds) < 1:
+        raise InputError(f"rounds = {rounds}: give 1 at least for each stage")
+    steps = AgentSteps(
+        model=model,
+        protocol=protocol or protocol_for(model),
+        variant=variant,
+        summarizer=summarizer or ExtractiveSummarizer(),
+        count=count_tokens,
+        threshold=filter_threshold,
+        top_k=top_k,
+        dated=False,
+        tool_role=profile == "none",
+        timeout=timeout,
+    )
+    stages: dict[Variant, tuple[int, ...]] = {"full": (1,) if auto_retrieve else (), "rag": (1, 2, 3), "none": ()}
+    recall_stages = stages[variant]
+    nodes = _Episode(
+        steps, LazyBank(bank), scope, context_tokens, rounds, recall_stages, recalled, recall_floor, profile, judge
+    )
+    builder = StateGraph(EpisodeState, AgeMemContext, input_schema=EpisodeInput, output_schema=EpisodeOutput)
+    builder.add_node("begin", Node("begin", nodes.begin, nodes.abegin))
+    builder.add_node("feed", Node("feed", nodes.feed, nodes.afeed))
+    builder.add_node("recall", Node("recall", nodes.recall, nodes.arecall))
+    builder.add_node("policy", Node("policy", nodes.policy, nodes.apolicy))
+    builder.add_node("act", Node("act", nodes.act, nodes.aact))
+    builder.add_node("skip", Node("skip", skip, askip))
+    builder.add_node("judge", Node("judge", nodes.finish, nodes.afinish))
+    builder.add_edge(START, "begin")
+    builder.add_edge("begin", "feed")
+    builder.add_conditional_edges("feed", to_recall(recall_stages), ["recall", "policy", "skip", "judge"])
+    builder.add_conditional_edges("recall", after_recall, ["policy", "skip", "judge"])
+    builder.add_edge("policy", "act")
+    builder.add_conditional_edges("act", after_act(rounds), ["policy", "feed", "judge"])
+    builder.add_edge("skip", "feed")
+    builder.add_edge("judge", END)
+    graph = builder.compile(name="agemem-episode")
+    return graph.with_config(recursion_limit=6 * MOST_STEPS + 20)

@@ -1,0 +1,173 @@
+"""The recipes `agemem`, `agemem-answer-only` and `agemem-rag`: one agent trained over all three stages on MemHop (docs/agemem.md).
+
+Credit is the paper's step-wise GRPO: the advantage of an episode's reward, copied to every turn of all three stages; the loss is Eq. 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
+
+from pydantic import JsonValue
+
+from memweave.graphs.agemem_reward import ANSWER_ONLY, CODE, PAPER, RewardSettings
+from memweave.graphs.agemem_steps import Variant
+from memweave.recipes.agemem import episodes
+from memweave.recipes.agemem.simulating import THRESHOLD
+from memweave.recipes.recipe import REPLY_SECONDS, Arm, Recipe, Stage, Staging, TrainSettings
+from memweave.trainers.credit import broadcast, shuffled
+from memweave.worlds.memhop import MemHop, MemHopSettings, MemHopTask, without
+
+MAX_TOKENS: Final = 64
+"""Twice what a usual turn takes."""
+TRAIN_TASKS: Final = 1_000
+SWEPT: Final = 100
+"""Test episodes of each point of a sweep."""
+THRESHOLDS: Final = (0.4, 0.5, 0.7, 0.8)
+DISTRACTORS: Final = (5, 7)
+WORLD: Final = MemHopSettings()
+
+
+@dataclass(frozen=True)
+class Material:
+    """What an arm is trained and tested on."""
+
+    reward: RewardSettings = PAPER
+    variant: Variant = "full"
+    world: MemHopSettings = field(default_factory=MemHopSettings)
+    sweeps: bool = False
+    """Whether its test also sweeps the threshold of FILTER and the number of distractors."""
+
+
+MATERIAL: Final[Mapping[tuple[str, str], Material]] = {
+    ("agemem", "grpo"): Material(sweeps=True),
+    ("agemem", "shuffled"): Material(),
+    ("agemem", "code"): Material(reward=CODE),
+    ("agemem", "no-maintenance"): Material(reward=replace(PAPER, maintenance=False)),
+    ("agemem", "no-memory"): Material(variant="none"),
+    ("agemem-answer-only", "grpo"): Material(reward=ANSWER_ONLY),
+    ("agemem-answer-only", "no-stale"): Material(reward=ANSWER_ONLY, world=without(WORLD, stale=True)),
+    ("agemem-answer-only", "no-distractors"): Material(reward=ANSWER_ONLY, world=without(WORLD, distractors=True)),
+    ("agemem-answer-only", "no-both"): Material(reward=ANSWER_ONLY, world=without(WORLD, stale=True, distractors=True)),
+    ("agemem-rag", "grpo"): Material(variant="rag"),
+}
+
+
+def stage(recipe: str, given: Staging) -> Stage:
+    """Return what an arm of a recipe is trained on."""
+    material = MATERIAL[recipe, given.arm]
+    world = MemHop(material.world)
+    train = world.tasks("train", TRAIN_TASKS, given.settings.seed)
+    held_out = world.tasks("val")[: given.settings.eval_tasks]
+    bank = given.open.enter_context(episodes.scratch_bank())
+    judge = episodes.memhop_judge([*train, *held_out], material.reward)
+    return Stage(
+        graph=episodes.episode_graph(
+            given.model_of("agent"), given.place.base, judge, variant=material.variant, timeout=REPLY_SECONDS
+        ),
+        train=episodes.rollout_tasks(train),
+        held_out=episodes.rollout_tasks(held_out),
+        reward=episodes.graph_reward,
+        bank=bank,
+        actors=("agent",),
+        test=lambda: tested(given, material),
+    )
+
+
+def tested(given: Staging, material: Material) -> Mapping[str, JsonValue]:
+    """Return how the trained policy and the base do on the test episodes of the arm's world, and the sweeps."""
+    tasks = _tasks(given, material.world)
+    if not tasks:
+        return {}
+    found: dict[str, JsonValue] = {}
+    for name, temperature, base in (
+        ("greedy", 0.0, False),
+        ("sampled", 1.0, False),
+        ("base-greedy", 0.0, True),
+        ("base-sampled", 1.0, True),
+    ):
+        given.place.say(f"testing {name} on {len(tasks)} episodes")
+        model = given.base_at("agent", temperature) if base else given.model_at("agent", temperature)
+        outcome = episodes.evaluate(model, given.place.base, tasks, material.reward, variant=material.variant)
+        found[name] = payload(outcome)
+    return {**found, **_swept(given, material)} if material.sweeps else found
+
+
+def _swept(given: Staging, material: Material) -> dict[str, JsonValue]:
+    """Return what changes with the threshold of FILTER, with the number of distractors and without corrections: greedy, no retraining."""
+    found: dict[str, JsonValue] = {}
+    worlds = {f"distractors-{n}": replace(material.world, distractors=n) for n in (0, *DISTRACTORS)}
+    worlds["no-stale"] = without(material.world, stale=True)
+    worlds["related"] = replace(material.world, mode="related")
+    points = [(f"threshold-{t:g}", t, material.world) for t in THRESHOLDS]
+    points += [(name, THRESHOLD, world) for name, world in worlds.items()]
+    for name, threshold, world in points:
+        tasks = _tasks(given, world)[:SWEPT]
+        given.place.say(f"testing {name} on {len(tasks)} episodes")
+        model = given.model_at("agent", 0.0)
+        found[name] = payload(
+            episodes.evaluate(
+                model, given.place.base, tasks, material.reward, variant=material.variant, threshold=threshold
+            )
+        )
+    unseen = MemHop(material.world).tasks("ood")[: given.settings.test_size]
+    model = given.model_at("agent", 0.0)
+    found["ood"] = payload(
+        episodes.evaluate(model, given.place.base, unseen, material.reward, variant=material.variant)
+    )
+    return found
+
+
+def _tasks(given: Staging, world: MemHopSettings) -> Sequence[MemHopTask]:
+    return [] if given.settings.test_size == 0 else MemHop(world).tasks("test", given.settings.test_size)
+
+
+def payload(outcome: episodes.Outcome) -> JsonValue:
+    """Return an outcome as JSON, with its score."""
+    made: dict[str, Any] = {"score": outcome.score, **asdict(outcome)}
+    return made
+
+
+def _eq6() -> Mapping[str, Any]:
+    from memweave.trainers.grpo_config import agemem
+
+    return {k: v for k, v in agemem().items() if k not in ("num_generations", "beta")}
+
+
+GRPO: Final = Arm(lambda seed: broadcast(), preset=_eq6)
+SHUFFLED: Final = Arm(lambda seed: shuffled(broadcast(), seed), preset=_eq6)
+SETTINGS: Final = TrainSettings(
+    steps=60,
+    tasks_per_step=4,
+    group_size=8,
+    learning_rate=1e-3,
+    lora_rank=16,
+    loss_type="grpo",
+    beta=0.001,
+    concurrency=32,
+    eval_tasks=8,
+)
+
+
+def _recipe(name: str, summary: str) -> Recipe:
+    arms = {arm: SHUFFLED if arm == "shuffled" else GRPO for recipe, arm in MATERIAL if recipe == name}
+    return Recipe(
+        name=name,
+        summary=summary,
+        stage=lambda given: stage(name, given),
+        arms=arms,
+        settings=SETTINGS,
+        max_tokens={"agent": MAX_TOKENS},
+        base="memhop",
+        trains=None,
+    )
+
+
+AGEMEM: Final = _recipe("agemem", "AgeMem on MemHop, all rewards: one agent with six memory tools (minutes on a CPU)")
+AGEMEM_ANSWER_ONLY: Final = _recipe(
+    "agemem-answer-only", "AgeMem on MemHop, rewarded for the answer alone; with controls (minutes on a CPU)"
+)
+AGEMEM_RAG: Final = _recipe(
+    "agemem-rag", "AgeMem on MemHop without the short-term tools: what fits is retrieved for it"
+)
