@@ -16,13 +16,23 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
 
-from memweave.errors import DataFolderError, NotInstalledError, SettingsError, StorageFullError, UnavailableError
+from memweave.errors import (
+    DataFolderError,
+    NotInstalledError,
+    OperationError,
+    SettingsError,
+    StorageFullError,
+    UnavailableError,
+)
 from memweave.tracing.reading import error_line
 from memweave.worlds.babyai import BabyAIEnv
 from memweave.worlds.text_env import Step, TextEnv
 
 STOPS: Final = (DataFolderError, NotInstalledError, StorageFullError, UnavailableError)
 """What ends an evaluation and not only an episode: it would fail the next one too, whoever plays."""
+
+ENCORES: Final = 3
+"""Actions after the end to which a player is told so again; one more is an error, so that no model is asked for nothing."""
 
 
 class EpisodeStatus(StrEnum):
@@ -101,6 +111,7 @@ class Game:
         self.fault: Exception | None = None
         """What the environment failed with."""
         self._moves: list[Move] = []
+        self._encores = 0
         self._lock = threading.Lock()
         self._began = time.perf_counter()
 
@@ -124,9 +135,15 @@ class Game:
         return EpisodeStatus.WON if self.reward > 0 else EpisodeStatus.LOST
 
     def act(self, action: str) -> str:
-        """Do one action; return what is seen then, and whether that was the end. After the end nothing is done."""
+        """Do one action; return what is seen then, and whether that was the end. After the end nothing is done.
+
+        Raises what the environment fails with, and `OperationError` for a player that does not stop after the end.
+        """
         with self._lock:
             if self.over:
+                self._encores += 1
+                if self._encores > ENCORES:
+                    raise OperationError("the player goes on after the end of the episode. It has to stop when told so")
                 return self._end()
             try:
                 step = self.env.step(action)

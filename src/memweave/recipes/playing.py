@@ -149,7 +149,7 @@ def evaluate_babyai(
             players,
             names,
             episodes=episodes,
-            concurrency=concurrency or (1 if model is None else CONCURRENCY),
+            concurrency=concurrency if concurrency is not None else 1 if model is None else CONCURRENCY,
             report=report,
         )
     version = getattr(model, "policy_version", None)
