@@ -20,7 +20,7 @@ import memweave
 from memweave.cli import render
 from memweave.cli.demo import demo
 from memweave.cli.eval import eval_app
-from memweave.cli.eval_world import world
+from memweave.cli.eval_world import world_app
 from memweave.cli.memory import memory_app
 from memweave.cli.pretrain import pretrain
 from memweave.cli.remember import ask, remember
@@ -38,7 +38,7 @@ app.command()(ask)
 app.command()(serve)
 app.command()(train)
 app.command()(pretrain)
-eval_app.command()(world)
+eval_app.add_typer(world_app, name="world")
 app.add_typer(memory_app, name="memory")
 app.add_typer(eval_app, name="eval")
 app.add_typer(traces_app, name="traces")

@@ -1,27 +1,42 @@
-"""`memweave eval world NAME`: how a memory does in a world whose answers are known."""
+"""`memweave eval world NAME`: how a memory, or an agent, does where the answers are known. One command per world.
+
+Another world is a function in a file of its own and a line in `WORLDS`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
+from typer.core import TyperGroup
 
 from memweave.cli import render
 from memweave.cli.common import AsJson
 from memweave.cli.eval import progress_bar
+from memweave.cli.eval_babyai import babyai
+from memweave.cli.eval_memhop import memhop
 from memweave.errors import SettingsError
 
 if TYPE_CHECKING:
     from memweave.recipes.memory_r1.evaluation import WorldResult
     from memweave.worlds.dialog_world import Split
 
-WORLDS: Final = ("dialog",)
 SPLITS: Final = ("val", "test", "ood")
 
 
-def world(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Which world: dialog.", show_default=False)],
+class _Worlds(TyperGroup):
+    """A group of commands that says which there are."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command of a world. Raises `SettingsError` for one that there is not."""
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise SettingsError(f"there is no world {args[0]!r}. There are: {', '.join(self.commands)}")
+        return super().resolve_command(ctx, args)
+
+
+def dialog(
     manager: Annotated[
         str,
         typer.Option(
@@ -65,14 +80,12 @@ def world(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a manager and an answerer on whole dialogues.
+    """Measure a manager and an answerer on whole dialogues of DialogWorld.
 
     The manager remembers each dialogue once; then every question is asked at each budget. The score is exact match. A model is
     local:FOLDER, vllm:NAME@URL, openai:NAME or openai:NAME@URL. raw-turns keeps every turn and finds it by BM25; with a budget
     that holds all turns it is full context.
     """
-    if name not in WORLDS:
-        raise SettingsError(f"there is no world {name!r}. There are: {', '.join(WORLDS)}")
     if split not in SPLITS:
         raise SettingsError(f"--split {split!r} is not known; choose {', '.join(SPLITS)}")
     from memweave.config import Settings
@@ -137,3 +150,18 @@ def _at(budget: int) -> str:
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
+
+
+WORLDS: Final[dict[str, Callable[..., None]]] = {"dialog": dialog, "memhop": memhop, "babyai": babyai}
+"""Name of the world -> its command."""
+
+world_app = typer.Typer(
+    cls=_Worlds,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Measure a memory or an agent in a world that knows what is right.",
+    epilog="For example: world dialog --manager rule --answerer oracle --budget 6; "
+    "world babyai --agent full --policy openai:gpt-4.1-mini. Each world has its own options: world NAME --help.",
+)
+for _name, _command in WORLDS.items():
+    world_app.command(_name)(_command)
