@@ -177,7 +177,9 @@ class _Words:
         state = str(env.unwrapped.hash())
         still = env.unwrapped.step_count > 0 and state == self._before
         self._before = state
-        return ("Nothing happened. " if still else "") + describe(observation["image"], observation["direction"])
+        return ("Nothing happened. " if still else "") + describe(
+            observation["image"].tolist(), observation["direction"]
+        )
 
 
 def _mission(observation: Any, env: Any) -> str:
