@@ -26,7 +26,7 @@ torch = pytest.importorskip("torch")
 
 from memweave.recipes import pretraining as course  # noqa: E402 - after importorskip
 from memweave.recipes.memory_r1 import pretraining  # noqa: E402
-from memweave.recipes.memory_r1.measuring import GATE, Gate, measure, with_distractors  # noqa: E402
+from memweave.recipes.memory_r1.measuring import Gate, measure, with_distractors  # noqa: E402
 from memweave.recipes.memory_r1.pretraining import MARKERS, PretrainSettings, pretrain, texts  # noqa: E402
 
 TINY = PretrainSettings(
@@ -395,6 +395,6 @@ def test_a_count_that_no_prompt_can_show_is_refused(whole: Path, count: int) -> 
 
 
 def test_the_line_of_the_gate() -> None:
-    gate = Gate(GATE, 0.2, 0.2, {}, 1)
+    gate = Gate(course.GATE, 0.2, 0.2, {}, 1)
     assert gate.passed
-    assert not replace(gate, lookups=GATE - 0.001).passed
+    assert not replace(gate, lookups=course.GATE - 0.001).passed

@@ -1,22 +1,23 @@
-"""`memweave pretrain`: make the base policy of DialogWorld, or only measure one."""
+"""`memweave pretrain`: make the base policy of a world, or only measure one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from memweave.cli import render
 from memweave.cli.common import AsJson
 from memweave.cli.train import need_training
-from memweave.errors import UsageError
+from memweave.errors import SettingsError, UsageError
 
 if TYPE_CHECKING:
-    from memweave.recipes.memory_r1.pretraining import PretrainSettings
+    from memweave.recipes.pretraining import Course
+
+WORLDS: Final = ("dialog", "memhop")
 
 
 def pretrain(
@@ -45,6 +46,9 @@ def pretrain(
             "distillation.  [default: select_then_answer]",
         ),
     ] = None,
+    world: Annotated[
+        str, typer.Option("--world", metavar="NAME", help="Whose base policy: dialog (memory-r1) or memhop (agemem).")
+    ] = "dialog",
     device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="Where it trains: cpu, cuda, ...")] = "cpu",
     policy: Annotated[
         Path | None,
@@ -63,11 +67,15 @@ def pretrain(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the base policy of the memory-r1 recipes: clean lessons, the gate, then lessons of a teacher with habits.
+    """Make the base policy of a world's recipes: clean lessons, the gate, then lessons of a teacher with habits.
 
     The gate asks for answers on fresh banks and says how many are right. A policy that misses it is kept, and the exit
     code is 1. Ctrl-C stops a run; --resume goes on with it.
     """
+    if world not in WORLDS:
+        raise SettingsError(f"no policy is made for a world {world!r}. There are: {', '.join(WORLDS)}")
+    if world != "dialog" and (distill is not None or distractors):
+        raise UsageError(f"--distill and --distractors are about DialogWorld; leave them out for {world}")
     if policy is not None:
         if out is not None or resume or any(one is not None for one in (clean_steps, habit_steps, distill)):
             raise UsageError(
@@ -77,7 +85,7 @@ def pretrain(
         if distractors:
             _distract(policy, seed or 0, distractors, as_json=as_json)
         else:
-            _measure(policy, seed or 0, as_json=as_json)
+            _measure(world, policy, seed or 0, as_json=as_json)
         return
     if distractors:
         raise UsageError("--distractors asks a policy that exists: give it with --measure FOLDER")
@@ -85,11 +93,20 @@ def pretrain(
         raise UsageError("name a new folder for the policy: --out FOLDER. To look at one: --measure FOLDER")
     _check_folders(out, _part(out), resume=resume)
     need_training()
-    from memweave.recipes.memory_r1.pretraining import PretrainSettings
-
     given: dict[str, Any] = {"clean_steps": clean_steps, "habit_steps": habit_steps, "distill": distill, "seed": seed}
-    settings = PretrainSettings(**{name: value for name, value in given.items() if value is not None})
-    _make(out, settings, resume=resume, device=device, as_json=as_json)
+    course = _course(world, {name: value for name, value in given.items() if value is not None})
+    _make(out, course, resume=resume, device=device, as_json=as_json)
+
+
+def _course(world: str, given: dict[str, Any]) -> Course:
+    """Return what the base policy of a world learns."""
+    if world == "memhop":
+        from memweave.recipes.agemem.pretraining import MemHopCourse, MemHopPretrainSettings
+
+        return MemHopCourse(MemHopPretrainSettings(**given))
+    from memweave.recipes.memory_r1 import pretraining
+
+    return pretraining.DialogCourse(pretraining.PretrainSettings(**given))
 
 
 def _part(out: Path) -> Path:
@@ -108,19 +125,19 @@ def _check_folders(out: Path, part: Path, *, resume: bool) -> None:
         raise UsageError(f"{part} holds a run that was cut off. Go on with it (--resume), or remove it")
 
 
-def _make(out: Path, settings: PretrainSettings, *, resume: bool, device: str, as_json: bool) -> None:
-    from memweave.recipes.memory_r1 import pretraining
-    from memweave.recipes.memory_r1.measuring import GATE
+def _make(out: Path, course: Course, *, resume: bool, device: str, as_json: bool) -> None:
+    from memweave.recipes import pretraining
 
+    settings = course.settings
     try:
         with _progress() as report:
-            found = pretraining.pretrain(out, settings, resume=resume, report=report, device=device)
+            found = pretraining.pretrain(out, course, resume=resume, report=report, device=device)
     except KeyboardInterrupt:
         if _part(out).exists():
             render.note(f"what was saved is in {_part(out)}; the same command with --resume goes on with it")
         raise
     gate = found["gate"]
-    needed = GATE
+    needed = pretraining.GATE
     missed = None
     if not gate["lookups"] >= needed:
         missed = (
@@ -141,15 +158,16 @@ def _make(out: Path, settings: PretrainSettings, *, resume: bool, device: str, a
         raise typer.Exit(1)
 
 
-def _measure(policy: Path, seed: int, *, as_json: bool) -> None:
-    from memweave.recipes.memory_r1.measuring import GATE, measure
+def _measure(world: str, policy: Path, seed: int, *, as_json: bool) -> None:
+    from memweave.recipes import pretraining
 
-    found = measure(policy, seed)
+    found = _course(world, {"seed": seed}).measure(policy)
+    passed = found["lookups"] >= pretraining.GATE
     if as_json:
-        render.emit({"policy": str(policy), "seed": seed, **asdict(found), "passed": found.passed})
+        render.emit({"policy": str(policy), "seed": seed, **found, "passed": passed})
         return
-    _show(asdict(found), passed=found.passed, needed=GATE)
-    if not found.passed:
+    _show(found, passed=passed, needed=pretraining.GATE)
+    if not passed:
         typer.echo("A policy that has learned habits misses it on purpose; what it did before is in pretraining.json.")
 
 
@@ -169,7 +187,7 @@ def _distract(policy: Path, seed: int, counts: list[int], *, as_json: bool) -> N
 def _show(gate: Mapping[str, Any], *, passed: bool, needed: float) -> None:
     typer.echo(
         f"gate {'passed' if passed else 'missed'}: {gate['lookups']:.3f} of lookups, needed {needed:.2f} "
-        f"(answers {gate['answers']:.3f}, operations {gate['operations']:.3f}; {gate['asked']} asked of each role)"
+        f"({gate['asked']} replies{' of each role' if 'operations' in gate else ''})"
     )
     table = render.table("kind", "right", right=("right",))
     for kind, share in gate["by_kind"].items():

@@ -36,6 +36,8 @@ from memweave.serving.quiet import quiet
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+GATE: Final = 0.9
+"""Share of lookups that a policy must do rightly before anything is trained on top of it."""
 IGNORED: Final = -100
 """Label of a position that nothing is learned at."""
 STATE: Final = "pretraining.pt"

@@ -14,13 +14,12 @@ from typing import Final
 
 from memweave.agents.answerer import MARKER
 from memweave.errors import InputError
+from memweave.recipes import pretraining
 from memweave.recipes.memory_r1.lessons import Item, lesson, questions, token_ids
 from memweave.recipes.memory_r1.situations import Situation, for_answerer
 from memweave.tracing.records import Sampling
 from memweave.worlds.dialog_language import read, read_question
 
-GATE: Final = 0.9
-"""Share of lookups that a policy must answer before anything is trained on top of it (docs/memory-r1.md)."""
 LONGEST: Final = 112
 """Most tokens of a reply."""
 CROWD: Final = 64
@@ -44,7 +43,7 @@ class Gate:
     @property
     def passed(self) -> bool:
         """Return whether the policy may be trained further."""
-        return self.lookups >= GATE
+        return self.lookups >= pretraining.GATE
 
 
 def measure(policy: Path, seed: int, *, banks: int = 100, asked: int = 4, sizes: tuple[int, int] | None = None) -> Gate:
