@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -448,3 +451,21 @@ def test_the_bots_own_error_does_not_end_an_evaluation() -> None:
     found = evaluate_babyai("bot", levels=["KeyInBox"], episodes=2)
     at = found.levels["BabyAI-KeyInBox-v0"]
     assert (at.ended["failed"], len(at.errors)) == (2, 1)
+
+
+# the page
+
+
+def test_the_page_tells_the_truth(root: Path) -> None:
+    page = (root / "docs/text-environments.md").read_text()
+    episode = play(BabyAIEnv("GoToObj"), BotPlayer(), 0)
+    moves = "\n".join(f"> {move.action}\n{move.step.text}" for move in episode.moves)
+    assert f"```text\n{episode.first}\n{moves}\n```" in page
+    example = root / "examples/text_environment.py"
+    program = example.read_text()
+    assert len(program.splitlines()) == 58 < 60
+    assert "with the game itself in 58 lines" in page
+    for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        assert block in program
+    done = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=120, check=True)
+    assert f"```text\n{done.stdout}```" in page
