@@ -118,6 +118,17 @@ def test_what_an_agent_failed_with_is_shown(cli: Cli) -> None:
     assert "OperationError: the bot finds no way through BabyAI-KeyInBox-v0" in result.out
 
 
+def test_many_errors_are_not_all_printed(cli: Cli, made: list[tuple[str, ModelOptions]]) -> None:
+    numbers = iter(range(5))
+    register_provider(
+        "fails", lambda rest, options: ScriptedChatModel(lambda messages: ValueError(f"no idea {next(numbers)}"))
+    )
+    options = ("--agent", "none", "--policy", "fails:x", "--level", "GoToObj", "--episodes", "5", "--concurrency", "1")
+    result = cli(*BABYAI, *options)
+    assert re.findall(r"^ValueError: no idea (\d)$", result.out, re.M) == ["0", "1", "2"]
+    assert "and 2 other errors, which --json shows" in result.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

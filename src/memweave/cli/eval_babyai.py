@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from memweave.config import Settings
     from memweave.recipes.play_scores import PlayResult
     from memweave.recipes.playing import AgentName
+
+SHOWN: Final = 3
+"""Errors of players that are printed."""
 
 
 def babyai(
@@ -129,8 +132,11 @@ def show_babyai(found: PlayResult) -> None:
         f"{found.seconds:.1f} s.",
         style="dim",
     )
-    for error in dict.fromkeys(error for at in found.levels.values() for error in at.errors):
+    errors = list(dict.fromkeys(error for at in found.levels.values() for error in at.errors))
+    for error in errors[:SHOWN]:
         out.print(render.safe(error), style="yellow")
+    if len(errors) > SHOWN:
+        out.print(f"and {len(errors) - SHOWN} other errors, which --json shows", style="yellow")
     if found.run is not None:
         out.print(f"Traces: run {found.run}.", style="dim")
 
