@@ -16,12 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain.agents import AgentState, create_agent
-from langchain.agents.middleware import HumanInTheLoopMiddleware
+from langchain.agents.middleware import AgentMiddleware, HumanInTheLoopMiddleware
 from langchain_core.messages import (
     AIMessage,
     BaseMessage,
     HumanMessage,
     RemoveMessage,
+    SystemMessage,
     ToolMessage,
     convert_to_messages,
 )
@@ -47,6 +48,7 @@ from memweave.agents.memory_tools import (
     tool_specs,
 )
 from memweave.errors import ScopeError, UnavailableError, UsageError
+from memweave.graphs.memory_middleware_text import extended
 from memweave.graphs.memory_middleware_tools import GAP, merged, set_aside
 from memweave.memory_stores import MemoryBank
 from memweave.records import Memory, OpKind, ProposedOp, new_id
@@ -315,15 +317,15 @@ def test_recall_keeps_to_its_budget(run: Run, bank: MemoryBank, scope: Scope) ->
     def words(text: str) -> int:
         return len(text.split())
 
-    for limit in (1, 20, 60, 200):
+    shown = []
+    for limit in range(1, 60, 2):
         model = ScriptedChatModel(["ok"])
-        run(
-            agent(model, bank, scope=scope, recall_tokens=limit, count_tokens=words),
-            {"messages": "Which town has Anna been to?"},
-        )
-        shown = block(model.calls[0])
-        assert (shown is None) == (limit == 1)
-        assert words(shown or "") <= limit
+        options = {"scope": scope, "recall_tokens": limit, "count_tokens": words}
+        run(agent(model, bank, **options), {"messages": "Which town has Anna been to?"})
+        shown.append(words(block(model.calls[0]) or ""))
+        assert shown[-1] <= limit
+    assert shown[0] == 0
+    assert shown[-1] > 40
 
 
 def test_a_memory_cannot_end_its_block_or_speak_as_system(run: Run, bank: MemoryBank, scope: Scope) -> None:
@@ -543,6 +545,36 @@ def test_a_trace_names_the_recalled_memories(run: Run, bank: MemoryBank, scope: 
     assert tracer.last.generations[0].memories_read == (MemoryRef(id=old.id, version=1),)
 
 
+def test_a_tool_of_the_agent_may_have_an_artifact_like_ours(run: Run, bank: MemoryBank, scope: Scope) -> None:
+    @tool(response_format="content_and_artifact")
+    def measure() -> tuple[str, dict[str, Any]]:
+        """Measure the memory of this machine."""
+        return "8 GB", {"memories": ["8 GB", None]}
+
+    model = ScriptedChatModel([asks(("measure", {})), "ok"])
+    tracer = Tracer()
+    run(agent(model, bank, own=[measure], scope=scope), {"messages": "how much?"}, {"callbacks": [tracer]})
+    assert tracer.last is not None
+    assert [each.memories_read for each in tracer.last.generations] == [(), ()]
+
+
+def test_another_middlewares_model_call_does_not_count_as_having_read_them(bank: MemoryBank, scope: Scope) -> None:
+    remember(bank, scope, "Anna drinks tea")
+    model = ScriptedChatModel(["ok", "fine"])
+
+    class Critic(AgentMiddleware):
+        def wrap_model_call(self, request: Any, handler: Any) -> Any:
+            response = handler(request)
+            model.invoke("Is this polite?")
+            return response
+
+    tracer = Tracer()
+    chat = create_agent(model, [], middleware=[Critic(), MemoryMiddleware(bank, scope=scope)])
+    chat.invoke({"messages": "tea?"}, {"callbacks": [tracer]})
+    assert tracer.last is not None
+    assert [len(each.memories_read) for each in tracer.last.generations] == [1, 0]
+
+
 @pytest.mark.parametrize("how", ["sync", "async"])
 def test_streams_show_operations_and_never_the_summarizer(bank: MemoryBank, scope: Scope, how: str) -> None:
     script = [asks((ADD, {"content": "tea"}), (SUMMARY, {"span": "all"})), "a hidden summary", "goodbye"]
@@ -698,6 +730,28 @@ def test_instructions_follow_the_agents_own(
     run(create_agent(model, [], system_prompt=own, middleware=[middleware]), {"messages": "hi"})
     system = [message.text for message in model.calls[0] if message.type == "system"]
     assert system == ([expected] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", "Remember."),
+        ([], "Remember."),
+        (
+            [{"type": "text", "text": "Be kind.", "cache_control": {"type": "ephemeral"}}],
+            [
+                {"type": "text", "text": "Be kind.", "cache_control": {"type": "ephemeral"}},
+                {"type": "text", "text": "\n\nRemember."},
+            ],
+        ),
+    ],
+)
+def test_instructions_leave_the_blocks_of_a_system_message_alone(content: Any, expected: Any) -> None:
+    before = SystemMessage(content)
+    after = extended(before, "Remember.")
+    assert after is not None
+    assert after.content == expected
+    assert before.content == content
 
 
 def test_instructions_speak_only_of_what_is_offered(bank: MemoryBank) -> None:

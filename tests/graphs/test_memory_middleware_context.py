@@ -34,7 +34,7 @@ from memweave.agents.context import (
     within,
 )
 from memweave.agents.memory_tools import ADD, FILTER, RETRIEVE, SUMMARY
-from memweave.graphs.memory_middleware_view import View, kept, view_of
+from memweave.graphs.memory_middleware_view import View, kept, query_of, view_of
 from memweave.memory_stores import MemoryBank
 from memweave.records import OpKind, ProposedOp, new_id
 from memweave.testing.models import ScriptedChatModel
@@ -134,6 +134,16 @@ def test_a_summary_stands_where_its_span_began_and_can_be_summarised_again(
     assert shown[4] == ["a", "1", "<summary>\ntwo\n</summary>", "c", "", "Summarised 2 messages."]
     assert "two" in shown[6][0]
     assert shown[7] == ["<summary>\nall of it\n</summary>", "d", "", "Summarised 7 messages."]
+
+
+def test_what_was_filtered_does_not_come_back_with_a_summary(run: Run, bank: MemoryBank, scope: Scope) -> None:
+    model = ScriptedChatModel(
+        ["1", "2", asks((FILTER, {"criteria": "beta"})), asks((SUMMARY, {"span": "all"})), "short", "ok"]
+    )
+    chat = agent(model, bank, scope=scope)
+    for text in ("alpha", "beta", "gamma"):
+        run(chat, {"messages": text}, THREAD)
+    assert said(model.calls[-1]) == ["<summary>\nshort\n</summary>", "gamma", "", "Summarised 5 messages."]
 
 
 def test_the_first_turn_has_nothing_to_summarise(run: Run, bank: MemoryBank, scope: Scope) -> None:
@@ -389,6 +399,7 @@ def test_every_view_keeps_its_promises(seed: int, size: int, limit: int, recall:
             assert view.memories == []
         gone = {each for edit in edits for each in edit.removed}
         assert {message.id for message in public} - names <= gone
+        assert (names - {None}) & gone <= kept(public)  # nothing comes back
         if public == messages[: len(public)] and complete(public):
             assert_pairs(view.messages)
         first = view.messages[0]
@@ -424,6 +435,26 @@ def test_calls_that_could_not_be_read_go_with_their_answers() -> None:
     )
     messages = with_ids([HumanMessage("a"), bad, ToolMessage("malformed", tool_call_id="1"), HumanMessage("b")])
     assert [len(unit) for unit in units(messages)] == [1, 2, 1]
+
+
+def test_a_call_that_could_not_be_read_is_under_way_too() -> None:
+    bad = AIMessage(
+        "",
+        id="2",
+        invalid_tool_calls=[{"name": "x", "args": "{", "id": "1", "error": None, "type": "invalid_tool_call"}],
+    )
+    messages = [HumanMessage("a", id="1"), bad, ToolMessage("malformed", tool_call_id="1", id="3")]
+    assert kept(messages) == {"1", "2", "3"}
+    assert kept([*messages, AIMessage("b", id="4")]) == {"1"}
+    assert kept([]) == set()
+
+
+def test_a_query_is_the_end_of_what_the_user_says_now() -> None:
+    messages = [HumanMessage("before"), AIMessage("so"), HumanMessage("a" * 5_000), HumanMessage("the end")]
+    query = query_of([*messages, AIMessage("wait")])
+    assert len(query) == 4_000
+    assert query.endswith("a\nthe end")
+    assert query_of([AIMessage("hello")]) == ""
 
 
 def test_without_a_limit_nothing_is_counted() -> None:
