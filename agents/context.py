@@ -137,15 +137,21 @@ def matching(
 
     A unit of several messages matches if its whole text does.
     """
-    candidates = removable(messages, keep)
+    # Some endpoints embed no empty text; a message without words (an image) matches nothing.
+    candidates = [unit for unit in removable(messages, keep) if any(text_of(message).strip() for message in unit)]
     if not candidates or not criteria.strip():
         return None
-    texts = ["\n".join(map(text_of, unit)) for unit in candidates]
-    vectors = embedder.embed([criteria, *texts]).astype(np.float64)
-    norms = np.linalg.norm(vectors, axis=1)
-    similar = (vectors[1:] @ vectors[0]) / np.maximum(norms[1:] * norms[0], 1e-12)
+    similar = cosines(embedder, criteria, ["\n".join(map(text_of, unit)) for unit in candidates])
     gone = [unit for unit, value in zip(candidates, similar, strict=True) if value >= threshold]
     return _edit("filter", gone) if gone else None
+
+
+def cosines(embedder: Embedder, text: str, others: Sequence[str]) -> list[float]:
+    """Return the cosine of `text` with each of the others, of which there is one at least (Eq. 9)."""
+    vectors = embedder.embed([text, *others]).astype(np.float64)
+    norms = np.linalg.norm(vectors, axis=1)
+    similar: list[float] = ((vectors[1:] @ vectors[0]) / np.maximum(norms[1:] * norms[0], 1e-12)).tolist()
+    return similar
 
 
 def span_of(messages: Sequence[BaseMessage], span: str, *, keep: Collection[str] = ()) -> list[list[BaseMessage]]:
@@ -253,14 +259,15 @@ class ExtractiveSummarizer:
         words = [set(re.findall(r"\w+", sentence.lower())) for sentence in said]
         frequency = Counter(word for each in words for word in each)
         weight = [sum(math.log(1 + len(said) / frequency[word]) for word in each) / max(1, len(each)) for each in words]
-        chosen: set[int] = set()
-        left = self.tokens
+        chosen: list[int] = []
         for i in sorted(range(len(said)), key=lambda i: (-weight[i], i)):
-            cost = self._count(said[i])
-            if len(chosen) < self.sentences and cost <= left:
-                chosen.add(i)
-                left -= cost
-        return " ".join(said[i] for i in sorted(chosen))
+            if len(chosen) == self.sentences:
+                break
+            more = sorted([*chosen, i])
+            # Counted as a whole: a counter may round, and the spaces between sentences count too.
+            if self._count(" ".join(said[j] for j in more)) <= self.tokens:
+                chosen = more
+        return " ".join(said[i] for i in chosen)
 
     async def asummarize(self, messages: Sequence[BaseMessage], config: RunnableConfig | None = None) -> str:
         """Return the sentences."""
@@ -269,7 +276,8 @@ class ExtractiveSummarizer:
 
 def _sentences(text: str) -> list[str]:
     plain = re.sub(r"</?\w+>", " ", text)
-    return [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n+", plain) if re.search(r"\w", part)]
+    # The number of a memory stays with its text.
+    return [part.strip() for part in re.split(r"(?<=[.!?])\s+(?!\[\d)|\n+", plain) if re.search(r"\w", part)]
 
 
 def _quarter(text: str) -> int:
