@@ -15,6 +15,7 @@ from uuid import UUID
 
 from langchain_core.messages import BaseMessage, ToolCall
 from langchain_core.runnables import RunnableConfig
+from langgraph.errors import GraphBubbleUp
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
 from memweave.agents.context import (
@@ -27,7 +28,15 @@ from memweave.agents.context import (
 )
 from memweave.agents.replies import as_index
 from memweave.agents.roles import dated, one_line
-from memweave.errors import ConflictError, InputError, MemweaveError, UnavailableError, UnknownMemoryError
+from memweave.agents.tool_protocol import TOO_DEEP, too_deep
+from memweave.errors import (
+    ConflictError,
+    InputError,
+    MemweaveError,
+    ScopeError,
+    UnavailableError,
+    UnknownMemoryError,
+)
 from memweave.memory_stores import MemoryStore
 from memweave.records import Memory, MemoryOp, OpKind, ProposedOp, Record, Scope, storable, utc_now
 
@@ -237,7 +246,9 @@ def checked(call: ToolCall, *, names: Collection[str], reason: str = "") -> Call
     name = ALIASES.get(call["name"], call["name"])
     if name not in names or name not in SCHEMAS:
         known = ", ".join(names)
-        return failed(call["name"], "unknown_tool", f"There is no tool {call['name']!r}. Use one of: {known}")
+        return failed(call["name"], "unknown_tool", f"there is no tool {call['name']!r:.60}. Use one of: {known}")
+    if too_deep(call["args"]):
+        return failed(name, "bad_arguments", f"{name}: {TOO_DEEP}")
     try:
         arguments = SCHEMAS[name].model_validate(call["args"])
     except ValidationError as error:
@@ -247,7 +258,7 @@ def checked(call: ToolCall, *, names: Collection[str], reason: str = "") -> Call
 
 def _problem(name: str, error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
-    where = ".".join(map(str, first["loc"])) or "arguments"
+    where = ".".join(map(str, first["loc"]))[:60] or "arguments"
     required = [each for each, field in SCHEMAS[name].model_fields.items() if field.is_required()]
     what = {"missing": "is missing", "extra_forbidden": "is no argument of this tool"}.get(first["type"], first["msg"])
     return f"{name}: {where} {what}. It needs {', '.join(required)}"
@@ -304,8 +315,8 @@ async def arun(call: Call, at: Workplace, config: RunnableConfig | None = None) 
 
 
 def _caught(call: Call, error: Exception) -> Outcome:
-    """Return what a tool's failure is to the model; a server that is away stays an error."""
-    if isinstance(error, UnavailableError):
+    """Return what a tool's failure is to the model. What is no fault of its stays an error: a server that is away, another's data."""
+    if isinstance(error, UnavailableError | ScopeError | GraphBubbleUp):
         raise error
     if isinstance(error, UnknownMemoryError):
         return failed(
@@ -313,7 +324,9 @@ def _caught(call: Call, error: Exception) -> Outcome:
         )
     if isinstance(error, ConflictError):
         return failed(call.name, "changed_meanwhile", "the memory was changed meanwhile. Retrieve it again")
-    if isinstance(error, InputError | ValueError):
+    if isinstance(error, ValidationError):
+        return failed(call.name, "bad_arguments", one_line(error.errors(include_url=False)[0]["msg"])[:300])
+    if isinstance(error, ValueError):
         return failed(call.name, "bad_arguments", one_line(str(error)).rstrip(".")[:300])
     what = one_line(str(error)).rstrip(".")[:300] if isinstance(error, MemweaveError) else type(error).__name__
     return failed(call.name, "tool_error", f"the tool failed ({what}). Go on without it, or try once more")
@@ -327,7 +340,7 @@ def _query(given: RetrieveMemory, at: Workplace) -> tuple[str, int]:
 
 def _retrieved(given: RetrieveMemory, at: Workplace, found: Sequence[Memory]) -> Outcome:
     wanted = given.metadata_filter or {}
-    fitting = [m for m in found if all(m.metadata.get(k) == v for k, v in wanted.items())]
+    fitting = [m for m in found if all(k in m.metadata and m.metadata[k] == v for k, v in wanted.items())]
     shown = fitting[: min(at.top_k or given.top_k, MOST_RETRIEVED)]
     numbers = at.numbers.including([memory.id for memory in shown])
     text = numbers.lines(shown) if shown else "No memory fits."
