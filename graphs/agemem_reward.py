@@ -94,6 +94,8 @@ def compression(log: EpisodeLog) -> float:
 def preventive(log: EpisodeLog) -> float:
     """Return 1 if SUMMARY or FILTER did something before any overflow (Eq. 20)."""
     for step in log.steps:
+        if step.late:
+            return 0.0
         if any(call.ok and call.name in (SUMMARY, FILTER) for call in step.calls):
             return 1.0
         if step.overflow:

@@ -6,20 +6,29 @@ stages, tasks or rewards.
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal, TypedDict, cast
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolCall, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    AnyMessage,
+    BaseMessage,
+    HumanMessage,
+    InvalidToolCall,
+    ToolCall,
+    ToolMessage,
+)
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
-from langgraph.errors import GraphBubbleUp
 from pydantic import JsonValue
 
 from memweave.agents.context import (
     FILTER_THRESHOLD,
+    SUMMARY,
     ContextCounter,
     ContextEdit,
     Summarizer,
@@ -43,9 +52,9 @@ from memweave.agents.memory_tools import (
     tool_specs,
 )
 from memweave.agents.recall import recalled_message
-from memweave.agents.roles import one_line
-from memweave.agents.tool_protocol import AgentTurn, ProblemKind, read_native_turn, read_text_turn
-from memweave.errors import InputError, SettingsError, UnavailableError
+from memweave.agents.tool_protocol import TOO_DEEP, AgentTurn, ProblemKind, read_native_turn, read_text_turn, too_deep
+from memweave.errors import InputError, SettingsError
+from memweave.graphs.agemem_own_tools import aown_tool, own_tool
 from memweave.graphs.session import areport, emit, report
 from memweave.memory_stores import MemoryStore
 from memweave.models import model_name
@@ -61,6 +70,11 @@ TOOLS_OF: Final[dict[Variant, tuple[str, ...]]] = {"full": (*LONG_TERM, *SHORT_T
 ROLE: Final = "agent"
 LONGEST_RESULT: Final = 20_000
 """Characters of one tool result; the rest is cut off and the model is told."""
+TOOLS: Final = "tools"
+"""Name of a user message that tells the model what was wrong with its reply."""
+NOTE: Final = "note"
+"""Name of a user message that says something of the context."""
+NOT_USERS: Final = frozenset({TOOLS, NOTE, SUMMARY, "memories"})
 _OWN_MODELS: Final = ("memweave-local", "memweave-vllm")
 
 
@@ -107,6 +121,8 @@ class StepLog(Record):
     """Of the context after the turn."""
     overflow: bool
     """Whether the context was too full, before or after it."""
+    late: bool = False
+    """Whether it had been too full at any time before the turn."""
 
 
 class Shown(Record):
@@ -206,7 +222,16 @@ class AgentSteps:
 
     @staticmethod
     def _replied(message: AIMessage) -> AIMessage:
-        return message if message.id else message.model_copy(update={"id": str(new_id())})
+        deep = [call for call in message.tool_calls if too_deep(call["args"])]
+        update: dict[str, Any] = {} if message.id else {"id": str(new_id())}
+        if deep:  # no checkpoint could hold them
+            refused = [
+                InvalidToolCall(name=c["name"], args="", id=c["id"], error=TOO_DEEP, type="invalid_tool_call")
+                for c in deep
+            ]
+            update["tool_calls"] = [call for call in message.tool_calls if call not in deep]
+            update["invalid_tool_calls"] = [*message.invalid_tool_calls, *refused]
+        return message.model_copy(update=update) if update else message
 
     def read(self, reply: AIMessage) -> AgentTurn:
         """Return what a reply asks for."""
@@ -234,7 +259,7 @@ class AgentSteps:
         found = checked(call, names=self.names, reason=turn.think)
         if isinstance(found, Outcome) and found.fault == "unknown_tool":
             use = f"Use one of: {', '.join(known)}" if known else "You have no tools; answer"
-            return failed(call["name"], "unknown_tool", f"There is no tool {call['name']!r:.60}. {use}")
+            return failed(call["name"], "unknown_tool", f"there is no tool {call['name']!r:.60}. {use}")
         return found
 
     def workplace(
@@ -251,7 +276,7 @@ class AgentSteps:
             actor=model_name(self.model),
             policy_version=_version(self.model),
             run_id=run_id,
-            source_ids=tuple(str(m.id) for m in acted.context if isinstance(m, HumanMessage) and not m.name)[-1:],
+            source_ids=tuple(str(m.id) for m in acted.context if is_users(m))[-1:],
             dated=self.dated,
             threshold=self.threshold,
             top_k=self.top_k,
@@ -266,17 +291,16 @@ class AgentSteps:
         run_id: str,
         config: RunnableConfig,
     ) -> Acted:
-        """Run the calls of the present turn in their order, each on what the one before left."""
+        """Run the calls of the present turn: the user's tools, then the memory's, each on what the one before left."""
         acted, turn = self.begin(state), state["turn"]
         results: list[tuple[str, str, bool]] = []
         kept = {*keep, str(state["reply"].id)}
-        for call in turn.calls:
-            prepared = self.prepared(call, turn)
-            if isinstance(prepared, Call):
-                prepared = run(prepared, self.workplace(store, scope, acted, kept, run_id), config)
-            elif isinstance(prepared, BaseTool):
-                prepared = _own_tool(prepared, call, config)
-            results.append(_take(acted, call, prepared))
+        # The user's tools first: one may interrupt the run to ask somebody, and what comes before that happens again afterwards.
+        found = [(call, self.prepared(call, turn)) for call in turn.calls]
+        ready = [(call, own_tool(each, call, config) if isinstance(each, BaseTool) else each) for call, each in found]
+        for call, each in ready:
+            here = self.workplace(store, scope, acted, kept, run_id)
+            results.append(_take(acted, call, run(each, here, config) if isinstance(each, Call) else each))
         self._finish(acted, turn, state["reply"], results)
         report(acted.ops, "agent", ROLE)
         return acted
@@ -294,13 +318,13 @@ class AgentSteps:
         acted, turn = self.begin(state), state["turn"]
         results: list[tuple[str, str, bool]] = []
         kept = {*keep, str(state["reply"].id)}
-        for call in turn.calls:
-            prepared = self.prepared(call, turn)
-            if isinstance(prepared, Call):
-                prepared = await arun(prepared, self.workplace(store, scope, acted, kept, run_id), config)
-            elif isinstance(prepared, BaseTool):
-                prepared = await _aown_tool(prepared, call, config)
-            results.append(_take(acted, call, prepared))
+        found = [(call, self.prepared(call, turn)) for call in turn.calls]
+        ready = [
+            (call, await aown_tool(each, call, config) if isinstance(each, BaseTool) else each) for call, each in found
+        ]
+        for call, each in ready:
+            here = self.workplace(store, scope, acted, kept, run_id)
+            results.append(_take(acted, call, await arun(each, here, config) if isinstance(each, Call) else each))
         self._finish(acted, turn, state["reply"], results)
         await areport(acted.ops, "agent", ROLE)
         return acted
@@ -319,7 +343,7 @@ class AgentSteps:
                 said = problems.pop(0) if problems else "Error: the call cannot be read."
                 new.append(_refused(said, invalid["id"]))
             if problems:
-                new.append(HumanMessage("\n".join(problems), name="tools", id=str(new_id())))
+                new.append(HumanMessage("\n".join(problems), name=TOOLS, id=str(new_id())))
         else:
             lines = [text for _, text, _ in results] + problems
             new = [ToolMessage("\n".join(lines), tool_call_id="calls", id=str(new_id()))] if lines else []
@@ -385,6 +409,7 @@ def log_of(state: StepState, acted: Acted, budget: Budget) -> StepLog:
         problems=tuple(problem.kind for problem in turn.problems),
         tokens=budget.used,
         overflow=budget.limit is not None and max(before.used, budget.used) > budget.limit,
+        late=before.overflowed,
     )
 
 
@@ -402,7 +427,7 @@ def _take(acted: Acted, call: ToolCall, outcome: Outcome) -> tuple[str, str, boo
     acted.calls.append(
         CallLog(
             name=outcome.name[:60],
-            arguments=call["args"],
+            arguments=_logged(call["args"]),
             ok=outcome.ok,
             fault=outcome.fault,
             memory_id=None if written is None else str(written),
@@ -416,35 +441,15 @@ def _take(acted: Acted, call: ToolCall, outcome: Outcome) -> tuple[str, str, boo
     return str(call["id"] or ""), text, outcome.ok
 
 
-def _own_tool(tool: BaseTool, call: ToolCall, config: RunnableConfig) -> Outcome:
+def _logged(arguments: dict[str, Any]) -> dict[str, JsonValue]:
+    """Return arguments as the log can hold them; they come from a model, and may be anything."""
     try:
-        return _told(tool, tool.invoke({**call, "type": "tool_call"}, config))
-    except (GraphBubbleUp, UnavailableError):
-        raise
-    except Exception as error:
-        return _raised(tool, error)
-
-
-async def _aown_tool(tool: BaseTool, call: ToolCall, config: RunnableConfig) -> Outcome:
-    try:
-        return _told(tool, await tool.ainvoke({**call, "type": "tool_call"}, config))
-    except (GraphBubbleUp, UnavailableError):
-        raise
-    except Exception as error:
-        return _raised(tool, error)
-
-
-def _told(tool: BaseTool, result: object) -> Outcome:
-    message = result if isinstance(result, BaseMessage) else ToolMessage(str(result), tool_call_id="")
-    ok = not (isinstance(message, ToolMessage) and message.status == "error")
-    return Outcome(name=tool.name, ok=ok, text=storable(message.text), fault=None if ok else "tool_error")
-
-
-def _raised(tool: BaseTool, error: Exception) -> Outcome:
-    what = one_line(f"{type(error).__name__}: {error}").rstrip(".")[:300]
-    return failed(
-        tool.name, "tool_error", f"the tool {tool.name} failed ({what}). Check the arguments, or go on without it"
-    )
+        plain: dict[str, JsonValue] = json.loads(
+            storable(json.dumps(arguments, ensure_ascii=False, allow_nan=False, default=str))
+        )
+    except (ValueError, RecursionError):
+        return {"unreadable": storable(repr(arguments)[:500])}
+    return plain
 
 
 def _as_user(message: BaseMessage) -> BaseMessage:
@@ -452,6 +457,11 @@ def _as_user(message: BaseMessage) -> BaseMessage:
     if not isinstance(message, ToolMessage):
         return message
     return HumanMessage(f"<tool_result>\n{message.text}\n</tool_result>", id=message.id)
+
+
+def is_users(message: BaseMessage) -> bool:
+    """Return whether a message of a context is the user's, not one that stands for something else."""
+    return isinstance(message, HumanMessage) and message.name not in NOT_USERS
 
 
 def _refused(said: str, call_id: str | None) -> ToolMessage:
