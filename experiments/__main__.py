@@ -33,12 +33,16 @@ POLICIES = HERE / "policies"
 RUNS = HERE.parent / "runs" / "experiments"
 PRETRAINED = HERE.parent / "runs" / "pretrained"
 KEPT_ARMS = ("grpo",)
-"""Adapters of these arms are kept: other runs and evaluations use them."""
+KEPT_RECIPES = ("memory-r1-manager", "memory-r1-answerer", "agemem")
+"""Adapters of these arms of these recipes are kept: other runs and evaluations use them."""
 Job = TypeVar("Job", Run, Evaluation, Pretraining)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=__doc__)
 Only = Annotated[
-    str | None, typer.Option("--only", help="Only this recipe, or dialog-world: pre-training and evaluations.")
+    str | None,
+    typer.Option(
+        "--only", help="Only this recipe, or the evaluations (and pre-trainings) of a world: dialog-world, memhop."
+    ),
 ]
 Match = Annotated[str, typer.Option("--match", help="Only what has a name that matches this regular expression.")]
 
@@ -58,8 +62,11 @@ def list_(only: Only = None) -> None:
     """Show what is done."""
     for run in runs(only):
         print(f"{'done' if run.file(RESULTS).exists() else 'open':<5} {run.name}")
-    for each in (*PRETRAININGS, *EVALUATIONS) if only in (None, "dialog-world") else ():
-        print(f"{'done' if each.file(RESULTS).exists() else 'open':<5} dialog-world {each.name}")
+    for each in (*PRETRAININGS, *EVALUATIONS):
+        if only in (None, each.file(RESULTS).parent.name):
+            print(
+                f"{'done' if each.file(RESULTS).exists() else 'open':<5} {each.file(RESULTS).parent.name} {each.name}"
+            )
 
 
 @app.command()
@@ -73,13 +80,13 @@ def run(
 
     Two queues at once must have different patterns.
     """
-    in_world = only in (None, "dialog-world")
+    pretrains = only in (None, "dialog-world")
     todo = open_jobs(runs(only), match)
     here = [run for run in todo if run.server == "local"]
-    several(open_jobs(PRETRAININGS, match) if in_world else [], partial(pretrain, device=device), 1)
+    several(open_jobs(PRETRAININGS, match) if pretrains else [], partial(pretrain, device=device), 1)
     several([run for run in here if run.partner is None], do, jobs)
     several([run for run in here if run.partner is not None], do, jobs)  # they need policies of the others
-    several(open_jobs(EVALUATIONS, match) if in_world else [], evaluate, jobs)
+    several(open_jobs([each for each in EVALUATIONS if only in (None, each.world)], match), evaluate, jobs)
     with ExitStack() as servers:
         urls: dict[str, str] = {}
         for each in todo:
@@ -122,11 +129,14 @@ def evaluate(job: Evaluation) -> None:
     places = {}
     command = list(job.command)
     if job.policy is not None:
-        folder = PRETRAINED / job.policy
+        kept = POLICIES / job.policy
+        folder = kept if kept.is_dir() else PRETRAINED / job.policy
         if not folder.is_dir():
             raise SystemExit(f"{job.name} needs the policy {folder}. Remove {job.policy}.json to make it anew")
         command = [str(folder) if part == POLICY else part for part in command]
-        places = {str(folder): f"runs/pretrained/{job.policy}"}
+        places = {
+            str(folder): f"experiments/policies/{job.policy}" if folder == kept else f"runs/pretrained/{job.policy}"
+        }
     keep(job.file(RESULTS), command, places)
 
 
@@ -150,7 +160,7 @@ def do(run: Run, url: str | None = None) -> None:
     if run.server == "vllm":
         command += ["--policy-server", str(url)]
     keep(run.file(RESULTS), command, places)
-    if run.arm in KEPT_ARMS and run.server == "local" and run.recipe.startswith("memory-r1"):
+    if run.arm in KEPT_ARMS and run.server == "local" and run.recipe in KEPT_RECIPES:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             (POLICIES / run.name).mkdir(parents=True, exist_ok=True)
             shutil.copy(folder / "policy" / name, POLICIES / run.name / name)

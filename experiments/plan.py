@@ -26,6 +26,22 @@ memory-r1-manager and memory-r1-answerer, in-process, GRPO and PPO with 5 seeds 
     Through vLLM: seed 1 of both recipes; its score lies within the 95 % interval of the in-process runs, or the interval of the
     paired difference holds 0.
 
+agemem, agemem-answer-only, agemem-rag on MemHop, in-process; 5 seeds (1 to 5) for `grpo` of each, 2 (1, 2) for every other arm
+    Chosen on the validation episodes with seed 0: learning rate, beta, steps, rank (docs/log.md). The 300 test episodes are looked at by
+    these runs and by the evaluations of the base only; last weights only; exact match of the answer.
+    Intervals: hierarchical bootstrap (seed, episode), paired with the other side on the same episodes, 95 %.
+    Learns: full agent after training (agemem/grpo), greedy and at T = 1, minus Base (the same base policy without memory), and minus
+    +LT (the base policy with the long-term tools and retrieval done for it): interval above 0. Reported: minus the untrained full
+    agent, minus +LT/RL (agemem-rag/grpo), minus RL without memory (agemem/no-memory).
+    Answer-Only (agemem-answer-only): gain over the untrained full agent, beside the gain where there is nothing to update (no-stale),
+    nothing to filter (no-distractors), neither (no-both); each against the untrained agent in its own world. The claim that the
+    tools earn their gain stands if the gain with neither is smaller, interval of the difference of gains above 0; calls of UPDATE,
+    SUMMARY and FILTER per episode beside it.
+    All-Returns minus Answer-Only: exact match, memory quality MQ (in no reward), tokens at the end: intervals reported, no bar.
+    Controls: shuffled rewards; All-Returns without R_maintenance; the released code's reward.
+    Tokens: full minus agemem-rag, at the answer, interval reported.  Tools: calls per episode and stage before and after.
+    Sweeps on the policies of seeds 1 and 2, not trained again: theta_f 0.4 to 0.8; 0, 3, 5, 7 distractors; p_stale 0; related small talk.
+
 distillation, 2 seeds of pre-training (0, 1), clean lessons only, the same steps for each form of the answerer
     The banks are those of a perfect manager. Select-then-answer minus direct, and minus direct with filler, paired by question:
     intervals reported for test dialogues at budget 6, 12, 60 and for 400 lookups among 0 to 54 distractors. Expected: above 0 with
@@ -89,11 +105,12 @@ class Evaluation:
     name: str
     command: tuple[str, ...]
     policy: str | None = None
-    """Name of the pre-training whose policy it measures; `POLICY` in the command stands for its folder."""
+    """Name of the pre-training, or of the run, whose policy it measures; `POLICY` in the command stands for its folder."""
+    world: str = "dialog-world"
 
     def file(self, results: Path) -> Path:
         """Return where its result lies."""
-        return results / "dialog-world" / f"{self.name}.json"
+        return results / self.world / f"{self.name}.json"
 
 
 def memory_r1(arms: dict[str, int], trains: str) -> list[Run]:
@@ -123,6 +140,25 @@ def distraction(pretrained: Pretraining) -> Evaluation:
     )
 
 
+def memhop(name: str, *options: str, policy: str | None = None) -> Evaluation:
+    """Return an evaluation on MemHop's test episodes."""
+    played = ("--policy", POLICY) if policy else ()
+    return Evaluation(name, ("eval", "world", "memhop", *played, *options), policy, "memhop")
+
+
+def swept(seed: int) -> list[Evaluation]:
+    """Return the sweeps on the trained policy of a seed: greedy, 100 episodes each."""
+    points = {f"threshold-{t}": ("--threshold", t) for t in ("0.4", "0.5", "0.7", "0.8")}
+    points |= {f"distractors-{n}": ("--distractors", n) for n in ("0", "3", "5", "7")}
+    points |= {"no-stale": ("--p-stale", "0"), "related": ("--related",)}
+    run = f"agemem-grpo-local-s{seed}"
+    return [
+        memhop(f"swept-{name}-s{seed}", *options, "--episodes", "100", policy=run) for name, options in points.items()
+    ]
+
+
+NEITHER = {"": (), "-no-stale": ("--p-stale", "0"), "-no-distractors": ("--distractors", "0")}
+NEITHER["-no-both"] = (*NEITHER["-no-stale"], *NEITHER["-no-distractors"])
 POLICY = "POLICY"
 PRETRAININGS = [
     Pretraining(form, seed) for seed in (0, 1) for form in ("select_then_answer", "direct", "direct_with_filler")
@@ -151,10 +187,24 @@ EVALUATIONS = [
         for each in PRETRAININGS
     ),
     *(distraction(each) for each in PRETRAININGS),
+    *(memhop(f"base-full{name}", *options) for name, options in NEITHER.items()),
+    *(
+        memhop(f"base-full{name}-t1", *options, "--temperature", "1", "--seeds", "3")
+        for name, options in NEITHER.items()
+    ),
+    *(memhop(f"base-{agent}", "--agent", agent) for agent in ("rag", "none")),
+    *(memhop(f"base-{agent}-t1", "--agent", agent, "--temperature", "1", "--seeds", "3") for agent in ("rag", "none")),
+    *(memhop(name, "--policy", name) for name in ("script", "script-tidy")),
+    memhop("script-rag", "--policy", "script", "--agent", "rag"),
+    memhop("ood-base-full", "--split", "ood"),
+    *(point for seed in (1, 2) for point in swept(seed)),
 ]
 
 ROLLOUT = ("--steps", "12", "--tasks", "4")
 PLAN = [
+    *(Run(recipe, "grpo", seed) for seed in range(1, 6) for recipe in ("agemem", "agemem-answer-only", "agemem-rag")),
+    *(Run("agemem-answer-only", arm, seed) for seed in (1, 2) for arm in ("no-both", "no-stale", "no-distractors")),
+    *(Run("agemem", arm, seed) for seed in (1, 2) for arm in ("no-memory", "shuffled", "no-maintenance", "code")),
     *memory_r1({"grpo": 5, "ppo": 5, "shuffled": 2, "sft": 2, "grpo-window24": 2}, "manager"),
     *memory_r1({"grpo": 5, "ppo": 5, "shuffled": 2, "sft": 2, "grpo-lenient": 2}, "answerer"),
     *memory_r1({"grpo-data40": 2, "grpo-data600": 2}, "manager"),

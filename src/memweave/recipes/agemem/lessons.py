@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from memweave.agents.memory_tools import LONG_TERM, SHORT_TERM
+from memweave.agents.memory_tools import LONG_TERM, SHORT_TERM, UPDATE
 from memweave.recipes.agemem.simulating import Simulator, Turn, teacher
 from memweave.recipes.agemem.teaching import CLEAN, Habits, Said, question_lesson, update_lesson
 from memweave.worlds.memhop import MemHop, MemHopSettings
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 FULL: Final = (*LONG_TERM, *SHORT_TERM)
 VARIANTS: Final = ((FULL, (1,), 0.65), (LONG_TERM, (1, 2, 3), 0.2), ((), (), 0.15))
 """Tools, stages in which memories are put beside messages, and share of the episodes."""
-DRILLS: Final = 0.35
+HOPS: Final = (0.3, 0.45, 0.25)
+"""Share of questions that take one, two and three facts: long ones are harder to learn than they are frequent."""
+UNTOLD: Final = 0.6
+"""Share of episodes of which stage 1 is left out, but for updates."""
+DRILLS: Final = 0.3
 """Share of rows that only look things up: many questions of one bank, or many corrections."""
 
 
@@ -53,9 +57,14 @@ def conversations(turns: Sequence[Turn]) -> list[list[Reply]]:
 def episode(rng: random.Random, habits: Habits, world: MemHopSettings) -> list[list[Reply]]:
     """Return the rows of one random episode in one of the variants."""
     names, recall, _ = rng.choices(VARIANTS, [share for *_, share in VARIANTS])[0]
-    drawn = replace(world, distractors=rng.randint(0, 3), messages=rng.randint(2, 4))
+    drawn = replace(
+        world, distractors=rng.randint(0, 3), messages=rng.randint(2, 4), hops=HOPS, p_restated=0.3, p_stale=0.6
+    )
     task = MemHop(drawn).draw(rng, "lesson")
-    return conversations(Simulator(teacher(habits, rng), names, recall_stages=recall).play(task).turns)
+    turns = Simulator(teacher(habits, rng), names, recall_stages=recall).play(task).turns
+    if rng.random() < UNTOLD:  # to store what is told is learned soon
+        turns = [turn for turn in turns if turn.stage > 1 or UPDATE in turn.reply]
+    return conversations(turns)
 
 
 def rows(rng: random.Random, number: int, habits: Habits, world: MemHopSettings) -> list[list[Reply]]:

@@ -48,7 +48,7 @@ tokens."""
 class MemHopPretrainSettings(CourseSettings):
     """How the base policy of MemHop is made; `lessons` are rows."""
 
-    clean_steps: int = 1600
+    clean_steps: int = 2200
     habit_steps: int = 250
     lessons: int = 12
     vocab_size: int = 768

@@ -14,7 +14,6 @@ from pydantic import JsonValue
 from memweave.graphs.agemem_reward import ANSWER_ONLY, CODE, PAPER, RewardSettings
 from memweave.graphs.agemem_steps import Variant
 from memweave.recipes.agemem import episodes
-from memweave.recipes.agemem.simulating import THRESHOLD
 from memweave.recipes.recipe import REPLY_SECONDS, Arm, Recipe, Stage, Staging, TrainSettings
 from memweave.trainers.credit import broadcast, shuffled
 from memweave.worlds.memhop import MemHop, MemHopSettings, MemHopTask, without
@@ -22,10 +21,6 @@ from memweave.worlds.memhop import MemHop, MemHopSettings, MemHopTask, without
 MAX_TOKENS: Final = 64
 """Twice what a usual turn takes."""
 TRAIN_TASKS: Final = 1_000
-SWEPT: Final = 100
-"""Test episodes of each point of a sweep."""
-THRESHOLDS: Final = (0.4, 0.5, 0.7, 0.8)
-DISTRACTORS: Final = (5, 7)
 WORLD: Final = MemHopSettings()
 
 
@@ -36,12 +31,10 @@ class Material:
     reward: RewardSettings = PAPER
     variant: Variant = "full"
     world: MemHopSettings = field(default_factory=MemHopSettings)
-    sweeps: bool = False
-    """Whether its test also sweeps the threshold of FILTER and the number of distractors."""
 
 
 MATERIAL: Final[Mapping[tuple[str, str], Material]] = {
-    ("agemem", "grpo"): Material(sweeps=True),
+    ("agemem", "grpo"): Material(),
     ("agemem", "shuffled"): Material(),
     ("agemem", "code"): Material(reward=CODE),
     ("agemem", "no-maintenance"): Material(reward=replace(PAPER, maintenance=False)),
@@ -76,46 +69,17 @@ def stage(recipe: str, given: Staging) -> Stage:
 
 
 def tested(given: Staging, material: Material) -> Mapping[str, JsonValue]:
-    """Return how the trained policy and the base do on the test episodes of the arm's world, and the sweeps."""
+    """Return how the trained policy does on the test episodes of the arm's world, greedy and at T = 1, and with unseen people (`ood`)."""
     tasks = _tasks(given, material.world)
     if not tasks:
         return {}
-    found: dict[str, JsonValue] = {}
-    for name, temperature, base in (
-        ("greedy", 0.0, False),
-        ("sampled", 1.0, False),
-        ("base-greedy", 0.0, True),
-        ("base-sampled", 1.0, True),
-    ):
-        given.place.say(f"testing {name} on {len(tasks)} episodes")
-        model = given.base_at("agent", temperature) if base else given.model_at("agent", temperature)
-        outcome = episodes.evaluate(model, given.place.base, tasks, material.reward, variant=material.variant)
-        found[name] = payload(outcome)
-    return {**found, **_swept(given, material)} if material.sweeps else found
-
-
-def _swept(given: Staging, material: Material) -> dict[str, JsonValue]:
-    """Return what changes with the threshold of FILTER, with the number of distractors and without corrections: greedy, no retraining."""
-    found: dict[str, JsonValue] = {}
-    worlds = {f"distractors-{n}": replace(material.world, distractors=n) for n in (0, *DISTRACTORS)}
-    worlds["no-stale"] = without(material.world, stale=True)
-    worlds["related"] = replace(material.world, mode="related")
-    points = [(f"threshold-{t:g}", t, material.world) for t in THRESHOLDS]
-    points += [(name, THRESHOLD, world) for name, world in worlds.items()]
-    for name, threshold, world in points:
-        tasks = _tasks(given, world)[:SWEPT]
-        given.place.say(f"testing {name} on {len(tasks)} episodes")
-        model = given.model_at("agent", 0.0)
-        found[name] = payload(
-            episodes.evaluate(
-                model, given.place.base, tasks, material.reward, variant=material.variant, threshold=threshold
-            )
-        )
     unseen = MemHop(material.world).tasks("ood")[: given.settings.test_size]
-    model = given.model_at("agent", 0.0)
-    found["ood"] = payload(
-        episodes.evaluate(model, given.place.base, unseen, material.reward, variant=material.variant)
-    )
+    found: dict[str, JsonValue] = {}
+    for name, temperature, played in (("greedy", 0.0, tasks), ("sampled", 1.0, tasks), ("ood", 0.0, unseen)):
+        given.place.say(f"testing {name} on {len(played)} episodes")
+        model = given.model_at("agent", temperature)
+        outcome = episodes.evaluate(model, given.place.base, played, material.reward, variant=material.variant)
+        found[name] = payload(outcome)
     return found
 
 
