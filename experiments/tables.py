@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from agemem import AGEMEM_TABLES
 from memory_r1 import TABLES
 from memory_r1_claims import CLAIM_TABLES
 
@@ -77,7 +78,13 @@ def two_node(results: Path) -> str:
 def rewrite(page: Path, results: Path) -> None:
     """Replace what stands between `<!-- NAME -->` and `<!-- /NAME -->` in `page`."""
     text = page.read_text()
-    for name, make in {"token-class": token_class, "two-node": two_node, **TABLES, **CLAIM_TABLES}.items():
+    for name, make in {
+        "token-class": token_class,
+        "two-node": two_node,
+        **TABLES,
+        **CLAIM_TABLES,
+        **AGEMEM_TABLES,
+    }.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         found = pattern.search(text)
         if found is None:
