@@ -147,8 +147,12 @@ def episode_graph(
     variant: Variant = "full",
     threshold: float = THRESHOLD,
     timeout: float = 600.0,
+    count: ContextCounter | None = None,
 ) -> EpisodeGraph:
-    """Return the episode graph with the settings of the recipes. It runs on the bank in use (that of `Rollouts`)."""
+    """Return the episode graph with the settings of the recipes. It runs on the bank in use (that of `Rollouts`).
+
+    base: policy whose tokenizer counts the context, unless `count` does.
+    """
     return create_agemem_episode_graph(
         model,
         _no_bank,
@@ -161,7 +165,7 @@ def episode_graph(
         protocol="text",
         profile="none",
         summarizer=ExtractiveSummarizer(SUMMARY_SENTENCES, SUMMARY_TOKENS),
-        count_tokens=token_counter(base),
+        count_tokens=count or token_counter(base),
         filter_threshold=threshold,
         top_k=TOP_K,
         timeout=timeout,
@@ -205,6 +209,7 @@ def evaluate(
     *,
     variant: Variant = "full",
     threshold: float = THRESHOLD,
+    count: ContextCounter | None = None,
     concurrency: int = 32,
     progress: Callable[[int, int, int], object] | None = None,
 ) -> Outcome:
@@ -212,7 +217,7 @@ def evaluate(
 
     Raises `OperationError` or `UnavailableError` when an episode did not run to its end: what is left out would change the score.
     """
-    graph = episode_graph(model, base, memhop_judge(tasks, settings), variant=variant, threshold=threshold)
+    graph = episode_graph(model, base, memhop_judge(tasks, settings), variant=variant, threshold=threshold, count=count)
     with (
         scratch_bank() as bank,
         Rollouts(
