@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from memweave.graphs.agemem import create_agemem_agent
     from memweave.graphs.memory_middleware import MemoryMiddleware
     from memweave.graphs.memory_r1 import create_memory_r1_agent
     from memweave.memory_stores import MemoryBank, open_bank
@@ -28,6 +29,7 @@ _HOME = {
     "Scope": "memweave.records",
     "Turn": "memweave.records",
     "chat_model": "memweave.models",
+    "create_agemem_agent": "memweave.graphs.agemem",
     "create_memory_r1_agent": "memweave.graphs.memory_r1",
     "open_bank": "memweave.memory_stores",
 }
@@ -43,6 +45,7 @@ __all__ = [
     "Scope",
     "Turn",
     "chat_model",
+    "create_agemem_agent",
     "create_memory_r1_agent",
     "open_bank",
 ]
