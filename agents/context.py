@@ -15,6 +15,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from operator import itemgetter
 from typing import Final, Literal, Protocol
 
 import numpy as np
@@ -184,17 +185,25 @@ def within(
 
     It removes all it may when even that is not enough.
     """
-    if count(messages) <= limit:
-        return None
     candidates = removable(messages, keep)
+    free = {message.id for unit in candidates for message in unit}
+    fixed = [(i, message) for i, message in enumerate(messages) if message.id not in free]
+    place = {message.id: i for i, message in enumerate(messages)}
 
     def fits(number: int) -> bool:
-        gone = {message.id for unit in candidates[:number] for message in unit}
-        return count([message for message in messages if message.id not in gone]) <= limit
+        """Return whether the newest `number` units fit beside what has to stay."""
+        newest = [(place[m.id], m) for unit in candidates[len(candidates) - number :] for m in unit]
+        return count([message for _, message in sorted([*fixed, *newest], key=itemgetter(0))]) <= limit
 
-    # By halves: a long conversation is counted a dozen times, not once for each message.
-    fewest = bisect_left(range(len(candidates)), True, key=fits)
-    return _edit("budget", candidates[:fewest]) if fewest else None
+    # From the newest on, doubling, then by halves: the cost is that of what stays, however long the conversation has become.
+    known, tried = 0, min(8, len(candidates))
+    while fits(tried):
+        if tried == len(candidates):
+            return None
+        known, tried = tried, min(2 * tried, len(candidates))
+    most = bisect_left(range(known + 1, tried), True, key=lambda number: not fits(number)) + known
+    gone = candidates[: len(candidates) - most]
+    return _edit("budget", gone) if gone else None
 
 
 def all_but_system(messages: Sequence[BaseMessage], *, keep: Collection[str] = ()) -> ContextEdit | None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
@@ -137,17 +139,14 @@ ALIASES: Final = {"Clear_context": FILTER}
 
 def tool_specs(names: Sequence[str] = (*LONG_TERM, *SHORT_TERM)) -> list[dict[str, Any]]:
     """Return the tools as the OpenAI protocol describes them, for `bind_tools` and for prompts."""
-    return [
-        {
-            "type": "function",
-            "function": {
-                "name": name,
-                "description": SCHEMAS[name].__doc__ or "",
-                "parameters": _parameters(SCHEMAS[name]),
-            },
-        }
-        for name in names
-    ]
+    return [deepcopy(_spec(name)) for name in names]
+
+
+@lru_cache(maxsize=16)
+def _spec(name: str) -> dict[str, Any]:
+    schema = SCHEMAS[name]
+    about = {"name": name, "description": schema.__doc__ or "", "parameters": _parameters(schema)}
+    return {"type": "function", "function": about}
 
 
 def _parameters(schema: type[_Arguments]) -> dict[str, Any]:

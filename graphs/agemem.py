@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal, TypedDict
@@ -25,18 +26,18 @@ from langgraph.types import Checkpointer, Overwrite
 from memweave.agents.context import (
     FILTER_THRESHOLD,
     ContextCounter,
+    ContextEdit,
     ModelSummarizer,
     Summarizer,
     apply_edit,
     estimate_context,
-    within,
 )
 from memweave.agents.llm import DEFAULT_TIMEOUT
-from memweave.agents.memory_tools import LONGEST_QUERY, TOP_K, Numbers, tool_specs
+from memweave.agents.memory_tools import LONGEST_QUERY, TOP_K, Numbers
 from memweave.agents.prompts import load_prompt
-from memweave.agents.tool_protocol import tools_block
 from memweave.errors import InputError, SettingsError
 from memweave.graphs.agemem_context import AgeMemContext, agent_prompt
+from memweave.graphs.agemem_fitting import fitted, least
 from memweave.graphs.agemem_steps import (
     Acted,
     AgentSteps,
@@ -84,7 +85,7 @@ class AgentInput(TypedDict, total=False):
 class AgentOutput(AgentInput, total=False):
     """The chat with the reply, and what the agent did."""
 
-    operations: list[MemoryOp]
+    operations: Annotated[list[MemoryOp], operator.add]
     """Memory operations of this round."""
     status: Status | None
     """rounds: no answer within the limit of turns.  over_budget: the question alone does not fit into the context."""
@@ -117,7 +118,9 @@ class _Agent:
         messages = state.get("messages") or []
         new = _new_messages(messages)
         system = SystemMessage(self._prompt(), id="system")
-        kept = [m for m in state.get("context") or self._earlier(messages, new) if not _is_prompt(m)]
+        asked = {message.id for message in new}  # some may be there already: the run that brought them broke off
+        before = state.get("context") or self._earlier(messages, new)
+        kept = [message for message in before if not _is_prompt(message) and message.id not in asked]
         fresh: object = Overwrite([])
         update: AgentState = {
             "context": as_context([system, *kept, *new]),
@@ -145,7 +148,7 @@ class _Agent:
         given = agent_prompt() or self.instructions
         if self.steps.protocol == "native":
             return given or load_prompt("agemem").text
-        return f"{given or load_prompt('agemem_text').text}\n\n{tools_block(tool_specs(self.steps.names), self.steps.tools)}"
+        return f"{given or load_prompt('agemem_text').text}\n\n{self.steps.listed}"
 
     # what fits is put beside the new messages: variant `rag`
 
@@ -184,35 +187,55 @@ class _Agent:
 
     def policy(self, state: AgentState, config: RunnableConfig) -> AgentState:
         """Ask the model, if what it would see fits. Raises `UnavailableError`."""
-        fitted = self._fitted(state)
-        if fitted.get("status"):
-            return fitted
-        reply = self.steps.ask(fitted["context"], state["shown"], self._prompt(), config)
-        return {**fitted, "reply": reply, "turn": self.steps.read(reply), "round": state["round"] + 1}
+        ready = self._fitted(state)
+        if ready.get("status"):
+            return ready
+        reply = self.steps.ask(ready["context"], state["shown"], self._prompt(), config)
+        return {**ready, "reply": reply, "turn": self.steps.read(reply), "round": state["round"] + 1}
 
     async def apolicy(self, state: AgentState, config: RunnableConfig) -> AgentState:
-        fitted = self._fitted(state)
-        if fitted.get("status"):
-            return fitted
-        reply = await self.steps.aask(fitted["context"], state["shown"], self._prompt(), config)
-        return {**fitted, "reply": reply, "turn": self.steps.read(reply), "round": state["round"] + 1}
+        ready = self._fitted(state)
+        if ready.get("status"):
+            return ready
+        reply = await self.steps.aask(ready["context"], state["shown"], self._prompt(), config)
+        return {**ready, "reply": reply, "turn": self.steps.read(reply), "round": state["round"] + 1}
 
     def _fitted(self, state: AgentState) -> AgentState:
         """Return the context within the budget; when the question alone is too long, the message that says so."""
-        context = list(state["context"])
-        before = self.steps.measured(context, state["budget"])
-        keep = {*state["question"], *_under_way(context)}
-        edit = within(context, self.limit, self.steps.count, keep=keep)
-        context = as_context(apply_edit(context, edit)) if edit else context
-        budget = self.steps.measured(context, before, len(edit.removed) if edit else 0)
-        update: AgentState = {"context": context, "budget": budget, "edits": [edit] if edit else []}
-        if budget.used > self.limit:
-            said = (
-                f"What I was asked does not fit into my context: it takes {budget.used} tokens with my instructions, and "
-                f"{self.limit} are allowed. Ask with fewer words, or give me a larger context_tokens."
-            )
-            update |= {"status": "over_budget", "messages": [AIMessage(said, id=str(new_id()))]}
-        return update
+        context, before = state["context"], state["budget"]
+        needed = self.steps.tokens(least(context, state["question"]))
+        if needed > self.limit:
+            return self._too_long(state, before.model_copy(update={"overflowed": True}), needed)
+        begins = None if self.steps.own() or not state["messages"] else state["messages"][0].id
+        cut = fitted(context, self.limit, self.steps.tokens, question=state["question"], first=begins)
+        before = before.model_copy(update={"overflowed": before.overflowed or cut.overflowed})
+        budget = self.steps.measured(cut.context, before, sum(len(edit.removed) for edit in cut.edits))
+        return {"context": as_context(cut.context), "budget": budget, "edits": cut.edits}
+
+    def _too_long(self, state: AgentState, before: Budget, needed: int) -> AgentState:
+        """Say that the question does not fit, and leave it out of the context: nothing else has to go for it."""
+        said = (
+            f"What I was asked does not fit into my context: it takes {needed} tokens with my instructions, and "
+            f"{self.limit} are allowed. Ask with fewer words, or give me a larger context_tokens."
+        )
+        reply = AIMessage(said, id=str(new_id()))
+        edit = ContextEdit(kind="budget", removed=tuple(state["question"]))
+        context = [*apply_edit(state["context"], edit), self._own(reply)]
+        return {
+            "status": "over_budget",
+            "messages": [reply],
+            "context": as_context(context),
+            "budget": self.steps.measured(context, before, len(edit.removed)),
+            "edits": [edit],
+        }
+
+    def _own(self, said: AIMessage) -> AIMessage:
+        """Return what the agent says on its own as the model would have written it."""
+        return (
+            said
+            if self.steps.protocol == "native"
+            else said.model_copy(update={"content": f"<answer>{said.text}</answer>"})
+        )
 
     # what it asked for
 
@@ -230,30 +253,37 @@ class _Agent:
         return self._acted(state, acted)
 
     def _acted(self, state: AgentState, acted: Acted) -> AgentState:
-        turn = state["turn"]
+        turn, said = state["turn"], as_context([state["reply"], *acted.new])
+        status: Status | None = None
+        if turn.answer is not None:
+            status = "answered"
+            if self.steps.protocol == "text":  # the tags are for us
+                said = _without_tags(said, turn.answer)
+        elif state["round"] >= self.rounds:
+            status = "rounds"
+            ended = f"I stopped after {self.rounds} turns without an answer. Ask again, or with fewer things at once."
+            said.append(AIMessage(ended, id=str(new_id())))
+            acted.context = [*acted.context, self._own(AIMessage(ended, id=said[-1].id))]
         budget = self.steps.measured(acted.context, state["budget"])
-        said = as_context([state["reply"], *acted.new])
-        update: AgentState = {
+        there = {message.id for message in acted.context}
+        return {
             "context": as_context(acted.context),
             "numbers": acted.numbers,
-            "shown": [*state["shown"], *acted.shown],
+            "shown": [shown for shown in [*state["shown"], *acted.shown] if shown.message_id in there],
             "edits": acted.edits,
             "budget": budget,
             "operations": acted.ops,
             "steps": [log_of(state, acted, budget)],
             "messages": said,
+            "status": status,
         }
-        if turn.answer is not None:
-            update["status"] = "answered"
-            if self.steps.protocol == "text":  # the tags are for us
-                said[0] = state["reply"].model_copy(update={"content": turn.answer}) if not acted.new else said[0]
-                if acted.new:
-                    said.append(AIMessage(turn.answer, id=str(new_id())))
-        elif state["round"] >= self.rounds:
-            ended = f"I stopped after {self.rounds} turns without an answer. Ask again, or with fewer things at once."
-            update["status"] = "rounds"
-            update["messages"] = [*said, AIMessage(ended, id=str(new_id()))]
-        return update
+
+
+def _without_tags(said: list[AnyMessage], answer: str) -> list[AnyMessage]:
+    """Return what is said in public: the answer in the place of the reply, or after the results when there were calls too."""
+    if len(said) > 1:
+        return [*said, AIMessage(answer, id=str(new_id()))]
+    return [said[0].model_copy(update={"content": answer})]
 
 
 def _new_messages(messages: Sequence[AnyMessage]) -> list[AnyMessage]:
@@ -270,14 +300,6 @@ def _new_messages(messages: Sequence[AnyMessage]) -> list[AnyMessage]:
 
 def _is_prompt(message: BaseMessage) -> bool:
     return isinstance(message, SystemMessage) and message.id == "system"
-
-
-def _under_way(context: Sequence[BaseMessage]) -> set[str]:
-    """Return the last reply with the results of its calls, when they are the end of the context: the model has not seen them."""
-    place = next((i for i in range(len(context) - 1, -1, -1) if isinstance(context[i], AIMessage)), None)
-    if place is None or any(isinstance(m, HumanMessage) and not m.name for m in context[place:]):
-        return set()
-    return {str(message.id) for message in context[place:]}
 
 
 def _before(context: Sequence[AnyMessage], message: BaseMessage, first: str) -> list[AnyMessage]:

@@ -10,6 +10,7 @@ import json
 import operator
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal, TypedDict, cast
 
 from langchain_core.language_models import BaseChatModel
@@ -52,7 +53,15 @@ from memweave.agents.memory_tools import (
     tool_specs,
 )
 from memweave.agents.recall import recalled_message
-from memweave.agents.tool_protocol import TOO_DEEP, AgentTurn, ProblemKind, read_native_turn, read_text_turn, too_deep
+from memweave.agents.tool_protocol import (
+    TOO_DEEP,
+    AgentTurn,
+    ProblemKind,
+    read_native_turn,
+    read_text_turn,
+    too_deep,
+    tools_block,
+)
 from memweave.errors import InputError, SettingsError
 from memweave.graphs.agemem_own_tools import aown_tool, own_tool
 from memweave.graphs.session import areport, emit, report
@@ -194,30 +203,44 @@ class AgentSteps:
         """Return the messages of the next call, and the configuration that describes it to a tracer."""
         there = {message.id for message in context}
         memories = {m.id: m for each in shown if each.message_id in there for m in each.memories}
-        messages = [_as_user(m) for m in context] if self.protocol == "text" and not self._own() else list(context)
-        return messages, described(config, ROLE, list(memories.values()), prompt)
+        return self.seen(context), described(config, ROLE, list(memories.values()), prompt)
+
+    def seen(self, context: Sequence[BaseMessage]) -> list[BaseMessage]:
+        """Return the context as the model gets it."""
+        return [_as_user(m) for m in context] if self.protocol == "text" and not self.own() else list(context)
+
+    def tokens(self, context: Sequence[BaseMessage]) -> int:
+        """Return how many tokens the model sees of a context."""
+        return self.count(self.seen(context))
 
     def ask(
         self, context: Sequence[BaseMessage], shown: Sequence[Shown], prompt: str | None, config: RunnableConfig
     ) -> AIMessage:
         """Return the model's reply. Raises `UnavailableError`, `ModelReplyError`."""
         messages, own = self.asked(context, shown, prompt, config)
-        return self._replied(ask(self._bound(), messages, own, self.timeout))
+        return self._replied(ask(self._bound, messages, own, self.timeout))
 
     async def aask(
         self, context: Sequence[BaseMessage], shown: Sequence[Shown], prompt: str | None, config: RunnableConfig
     ) -> AIMessage:
         """Return the model's reply, as `ask` does."""
         messages, own = self.asked(context, shown, prompt, config)
-        return self._replied(await aask(self._bound(), messages, own, self.timeout))
+        return self._replied(await aask(self._bound, messages, own, self.timeout))
 
+    @cached_property
+    def listed(self) -> str:
+        """Return the tools as a prompt of the text protocol lists them."""
+        return tools_block(tool_specs(self.names), self.tools)
+
+    @cached_property
     def _bound(self) -> BaseChatModel:
         if self.protocol == "text" or not (self.names or self.tools):
             return self.model
         bound: Any = self.model.bind_tools([*tool_specs(self.names), *self.tools])
         return bound  # type: ignore[no-any-return]  # a Runnable with the model's own invoke and ainvoke
 
-    def _own(self) -> bool:
+    def own(self) -> bool:
+        """Return whether the model is a policy of ours: it reads a conversation of any shape, tool messages included."""
         return self.tool_role or self.model._llm_type in _OWN_MODELS
 
     @staticmethod
@@ -368,7 +391,7 @@ class AgentSteps:
 
     def measured(self, context: Sequence[BaseMessage], budget: Budget, dropped: int = 0) -> Budget:
         """Return the budget with what the context takes now."""
-        used = self.count(context)
+        used = self.tokens(context)
         over = budget.limit is not None and used > budget.limit
         return budget.model_copy(
             update={"used": used, "overflowed": budget.overflowed or over, "dropped": budget.dropped + dropped}
@@ -453,10 +476,14 @@ def _logged(arguments: dict[str, Any]) -> dict[str, JsonValue]:
 
 
 def _as_user(message: BaseMessage) -> BaseMessage:
-    """Return a tool result of the text protocol as a user message: chat endpoints take tool messages after native calls only."""
+    """Return a tool result of the text protocol as a user message: chat endpoints take tool messages after native calls only.
+
+    A result cannot end its block.
+    """
     if not isinstance(message, ToolMessage):
         return message
-    return HumanMessage(f"<tool_result>\n{message.text}\n</tool_result>", id=message.id)
+    inner = message.text.replace("</tool_result", "&lt;/tool_result")
+    return HumanMessage(f"<tool_result>\n{inner}\n</tool_result>", id=message.id)
 
 
 def is_users(message: BaseMessage) -> bool:
