@@ -52,7 +52,7 @@ from memweave.graphs.agemem_steps import (
     log_of,
     protocol_for,
 )
-from memweave.graphs.server import server
+from memweave.graphs.server import agent_model, server
 from memweave.graphs.session import (
     BankSource,
     DefaultScope,
@@ -393,12 +393,6 @@ def create_agemem_agent(
 
 
 async def make_graph(config: RunnableConfig) -> AgeMemAgent:
-    """Return the agent for a LangGraph server, with the model that the settings name.
-
-    Raises `SettingsError` when they name none: rules do not call tools.
-    """
+    """Return the agent for a LangGraph server, with the model that the settings name; without one, a run says what to set."""
     own = await server()
-    if own.settings.model == "rule":
-        raise SettingsError("AgeMem needs a chat model that calls tools: set MEMWEAVE_MODEL, e.g. openai:gpt-4.1-mini")
-    model = chat_model(own.settings.model, api_key=own.settings.model_api_key, timeout=own.settings.model_timeout)
-    return create_agemem_agent(model, own.bank, scope=own.home)
+    return create_agemem_agent(agent_model(own.settings), own.bank, scope=own.home)

@@ -10,13 +10,18 @@ from __future__ import annotations
 import asyncio
 import atexit
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
-from langchain_core.language_models import BaseChatModel
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.messages import AIMessage
+from langchain_core.outputs import ChatResult
+from langchain_core.runnables import Runnable
 
 from memweave.config import Settings
+from memweave.errors import SettingsError
 from memweave.graphs.session import Home
 from memweave.memory_stores import MemoryBank
 from memweave.memory_stores.configured import open_bank_from
@@ -67,6 +72,29 @@ def reset() -> None:
     if _server.cache_info().currsize:
         _server().close()
     _server.cache_clear()
+
+
+class NoModel(BaseChatModel):
+    """Stands where a chat model should be: a graph that needs one can be looked at without it, and says so when it is run."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "memweave-none"
+
+    def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[LanguageModelInput, AIMessage]:
+        """Return this."""
+        return self
+
+    def _generate(self, *args: Any, **kwargs: Any) -> ChatResult:
+        raise SettingsError(
+            "this agent needs a chat model that calls tools: set MEMWEAVE_MODEL, e.g. openai:gpt-4.1-mini"
+        )
+
+
+def agent_model(settings: Settings) -> BaseChatModel:
+    """Return the chat model that the settings name for agents with tools; rules call none, so one that says what to set."""
+    model = role_model(settings, None)
+    return NoModel() if isinstance(model, str) else model
 
 
 def role_model(settings: Settings, spec: str | None) -> RoleModel:

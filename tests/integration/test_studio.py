@@ -34,7 +34,10 @@ class Endpoint(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         text = reply(request["messages"])
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if calls := called(request["messages"]):
+            message |= {"content": "It may matter later.", "tool_calls": calls}
+        choice = {"index": 0, "finish_reason": "stop", "message": message}
         body: dict[str, Any] = {"id": "1", "created": 1, "model": request["model"], "object": "chat.completion"}
         if request.get("stream"):
             chunk = {"index": 0, "finish_reason": "stop", "delta": {"role": "assistant", "content": text}}
@@ -53,6 +56,17 @@ class Endpoint(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
+
+
+def called(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the tool calls of AgeMem's agent: what it is told is stored, once."""
+    if (
+        not messages[0]["content"].startswith("You are a helpful assistant who manages")
+        or messages[-1]["role"] != "user"
+    ):
+        return []
+    arguments = json.dumps({"content": messages[-1]["content"]})
+    return [{"id": "call-1", "type": "function", "function": {"name": "Add_memory", "arguments": arguments}}]
 
 
 def reply(messages: list[dict[str, str]]) -> str:
@@ -117,7 +131,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory, endpoint: str) -> Iterator[
 
 def test_graphs_have_descriptions_and_editable_prompts(studio: Studio) -> None:
     assistants = {found["graph_id"]: found for found in studio.client.assistants.search()}
-    assert assistants.keys() == {"memory-r1", "memory-r1-construction", "memory-r1-answering"}
+    assert assistants.keys() == {"memory-r1", "memory-r1-construction", "memory-r1-answering", "agemem"}
     assert all(len(found["description"] or "") > 20 for found in assistants.values())
     schemas = studio.client.assistants.get_schemas(assistants["memory-r1-construction"]["assistant_id"])
     fields = schemas["context_schema"]["properties"]
@@ -162,6 +176,24 @@ def test_a_chat_an_undo_on_the_command_line_and_an_answer_that_changes(studio: S
     assert studio.answer("What is my cat called?")["answer"] == "nobody said"
     assert "Tom" not in studio.cli("ask", "What is my cat called?", "--user", "anna")["answer"]
     assert studio.client.threads.get_state(thread)["values"]["operations"][0]["kind"] == "ADD"
+
+
+def test_agemem_shows_its_tools_its_budget_and_what_it_did(studio: Studio) -> None:
+    (assistant,) = (each for each in studio.client.assistants.search() if each["graph_id"] == "agemem")
+    fields = studio.client.assistants.get_schemas(assistant["assistant_id"])["context_schema"]["properties"]
+    assert fields["agent_prompt"]["langgraph_nodes"] == ["policy"]
+    assert fields["agent_prompt"]["default"] == load_prompt("agemem").text
+    thread = studio.client.threads.create()["thread_id"]
+    said = {"messages": [{"role": "user", "content": "My horse is called Ada."}]}
+    found = studio.client.runs.wait(thread, "agemem", input=said, context={"user": "cleo"})
+    assert isinstance(found, dict)
+    assert (found["status"], found["messages"][-1]["content"]) == ("answered", "I see.")
+    state = studio.client.threads.get_state(thread)["values"]
+    assert "Add_memory" in state["tools"]
+    assert 0 < state["budget"]["used"] < state["budget"]["limit"]
+    assert [call["name"] for step in state["steps"] for call in step["calls"]] == ["Add_memory"]
+    (op,) = studio.cli("memory", "log", "--user", "cleo")["operations"]
+    assert (op["kind"], op["reason"]) == ("ADD", "It may matter later.")
 
 
 def test_construction_takes_what_the_command_line_left_pending(studio: Studio) -> None:
