@@ -4,73 +4,99 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from memweave.agents.memory_tools import RETRIEVE, UPDATE
 from memweave.agents.tool_protocol import read_text_turn
 from memweave.recipes.agemem.lessons import FULL
-from memweave.recipes.agemem.simulating import Simulator, Turn, teacher
-from memweave.recipes.agemem.teaching import CLEAN, NOTHING, Said
+from memweave.recipes.agemem.simulating import ROUNDS, Simulator, Turn, teacher
+from memweave.recipes.agemem.teaching import CLEAN, Said
 from memweave.tracing.records import Sampling
-from memweave.worlds.memhop import MemHop
+from memweave.worlds.memhop import MemHop, MemHopTask, score
 
+PERFECT: Final = replace(CLEAN, manage=0.0)
 LONGEST: Final = 96
 """Most tokens of a turn."""
 
 
-def measure(policy: Path, seed: int, *, episodes: int = 150) -> dict[str, Any]:
-    """Return how often a policy does what a perfect teacher does after the same messages: `lookups`, `stores`, by kind, and `asked`.
+def measure(policy: Path, seed: int, *, episodes: int = 200) -> dict[str, Any]:
+    """Return what a policy does rightly where a perfect script has done everything before: `lookups`, by kind, and `asked`.
 
-    lookups: updates, searches for a second fact, and answers that rest on a memory.
+    lookups: right answers to questions on a memory that the script has filled, through searches of the policy's own, and right updates.
+    A policy that searches once more than the script would is right if its answer is. `steps` is stricter and no part of the gate: the
+    share of all replies that do exactly what the script's do.
     """
-    turns = [turn for turn in _turns(seed, episodes) if turn.stage != 2]
-    right: dict[str, list[bool]] = {}
+    played = _played(seed, episodes)
+    right: dict[str, list[bool]] = {"update": [], "steps": []}
+    turns = [turn for each in played for turn in each.turns if turn.stage != 2]
     for turn, said in zip(turns, replies(policy, [turn.said for turn in turns]), strict=True):
-        for kind in _kinds(turn.reply):
-            right.setdefault(kind, []).append(_same(turn.reply, said))
-    share = {kind: sum(found) / len(found) for kind, found in sorted(right.items())}
-    return {
-        "lookups": share["lookups"],
-        "stores": share.get("store", 0.0),
-        "by_kind": share,
-        "asked": len(turns),
-    }
+        same = _same(turn.reply, said)
+        right["steps"].append(same)
+        if turn.stage == 1:
+            right.setdefault("update" if UPDATE in turn.reply else "store", []).append(same)
+    for each, answer in zip(played, _answers(policy, played), strict=True):
+        right.setdefault(f"answer {each.task.hops}", []).append(score(each.task, answer) == 1.0)
+    answers = [mark for kind, marks in right.items() if kind.startswith("answer") for mark in marks]
+    right |= {"answer": answers, "lookups": [*answers, *right["update"]]}
+    share = {kind: sum(found) / len(found) for kind, found in sorted(right.items()) if found}
+    return {"lookups": share["lookups"], "by_kind": share, "asked": len(right["lookups"])}
+
+
+@dataclass
+class _Played:
+    """An episode that the script played, and its context when the question was asked."""
+
+    task: MemHopTask
+    turns: list[Turn]
+    simulator: Simulator
+
+
+def _played(seed: int, episodes: int) -> list[_Played]:
+    rng = random.Random(f"memhop-gate:{seed}")
+    world = MemHop()
+    found = []
+    for i in range(episodes):
+        task, simulator = world.draw(rng, f"gate-{i}"), Simulator(teacher(PERFECT, rng), FULL)
+        found.append(_Played(task, simulator.play(task).turns, simulator))
+    return found
+
+
+def _answers(policy: Path, played: Sequence[_Played]) -> list[str | None]:
+    """Return what the policy answers, in turns of its own, to the questions of episodes that were played up to there."""
+    said = [list(next(turn.said for turn in each.turns if turn.stage == 3)) for each in played]
+    answers: list[str | None] = [None] * len(played)
+    waiting = list(range(len(played)))
+    for _ in range(ROUNDS[2]):
+        for place, reply in zip(waiting, replies(policy, [said[i] for i in waiting]), strict=True):
+            turn = read_text_turn(reply)
+            answers[place] = turn.answer
+            simulator = played[place].simulator
+            queries = [str(call["args"].get("query", "")) for call in turn.calls if call["name"] == RETRIEVE]
+            said[place] += [
+                ("assistant", reply),
+                ("tool", "\n".join(simulator.found(query) for query in queries) or "-"),
+            ]
+        waiting = [i for i in waiting if answers[i] is None]
+        if not waiting:
+            break
+    return answers
 
 
 def replies(policy: Path, prompts: Sequence[Sequence[Said]]) -> list[str]:
-    """Return what a policy replies to each prompt, greedy."""
+    """Return what a policy replies to each prompt, greedy; nothing to a prompt that leaves no room for a reply."""
     from memweave.recipes.agemem.lessons import prompt_ids
     from memweave.serving.local_server import LocalServer
 
     with LocalServer(policy) as server:
         sampling = Sampling(temperature=0.0, max_tokens=LONGEST)
-        waiting = [server.submit(prompt_ids(server.folder, said), sampling) for said in prompts]
+        room = server.folder.context_length - LONGEST
+        asked = [prompt_ids(server.folder, said) for said in prompts]
+        waiting = [server.submit(ids, sampling) if len(ids) <= room else None for ids in asked]
         decode: Callable[..., object] = server.folder.tokenizer().decode
-        return [str(decode(future.result().token_ids, skip_special_tokens=True)) for future in waiting]
-
-
-def _turns(seed: int, episodes: int) -> list[Turn]:
-    rng = random.Random(f"memhop-gate:{seed}")
-    world = MemHop()
-    found: list[Turn] = []
-    for i in range(episodes):
-        found += Simulator(teacher(CLEAN, rng), FULL).play(world.draw(rng, f"gate-{i}")).turns
-    return found
-
-
-def _kinds(reply: str) -> list[str]:
-    turn = read_text_turn(reply)
-    names = {call["name"] for call in turn.calls}
-    if UPDATE in names:
-        return ["update", "lookups"]
-    if RETRIEVE in names:
-        return ["search again", "lookups"] if turn.think else ["search"]
-    if names:
-        return ["store"]
-    if turn.think and NOTHING not in turn.think:
-        return ["answer", "lookups"]
-    return ["guess"] if turn.think else ["idle"]
+        done = [None if each is None else each.result().token_ids for each in waiting]
+        return ["" if ids is None else str(decode(ids, skip_special_tokens=True)) for ids in done]
 
 
 def _same(wanted: str, said: str) -> bool:

@@ -152,8 +152,7 @@ class Simulator:
             self.out.memories[number] = given["content"]
             return f"Updated [{number}]."
         if name == RETRIEVE:
-            found = self.search(given["query"], TOP_K, -1.0)
-            return self._lines(found) if found else "No memory fits."
+            return self.found(given["query"])
         last = max(i for i, m in enumerate(self.context) if m.role == "user")
         asked = self.context[last] if "Who is" in self.context[last].text else None
         free = [m for m in self.context if m.role != "system" and m is not own and m is not asked]
@@ -170,6 +169,11 @@ class Simulator:
         number = len(free)
         done = "Removed" if name == FILTER else "Summarised"
         return f"{done} {number} message{'s' if number != 1 else ''}."
+
+    def found(self, query: str) -> str:
+        """Return what RETRIEVE shows for a query."""
+        numbers = self.search(query, TOP_K, -1.0)
+        return self._lines(numbers) if numbers else "No memory fits."
 
     def search(self, query: str, limit: int, floor: float) -> list[int]:
         """Return the numbers of the memories that fit best, best first."""
