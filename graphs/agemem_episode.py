@@ -10,6 +10,7 @@ leaves no room for the question.
 
 from __future__ import annotations
 
+import asyncio
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,13 +31,13 @@ from memweave.agents.context import (
     Summarizer,
     all_but_system,
     apply_edit,
+    cosines,
     estimate_context,
 )
 from memweave.agents.llm import DEFAULT_TIMEOUT
-from memweave.agents.memory_tools import TOP_K, Numbers, tool_specs
+from memweave.agents.memory_tools import LONGEST_QUERY, TOP_K, Numbers
 from memweave.agents.prompts import load_prompt
 from memweave.agents.rendering import Profile
-from memweave.agents.tool_protocol import tools_block
 from memweave.errors import InputError
 from memweave.graphs.agemem_context import AgeMemContext, agent_prompt
 from memweave.graphs.agemem_reward import EpisodeLog
@@ -50,12 +51,13 @@ from memweave.graphs.agemem_steps import (
     Variant,
     as_context,
     check_limit,
+    check_tools,
     log_of,
     protocol_for,
 )
 from memweave.graphs.session import BankSource, DefaultScope, LazyBank, Node, current_run_id, current_scope
 from memweave.memory_stores import MemoryStore
-from memweave.records import Memory, MemoryHit, MemoryOp, Record, new_id
+from memweave.records import Memory, MemoryHit, MemoryOp, Record, new_id, storable
 from memweave.tracing.records import Score
 
 ROUNDS: Final = (5, 5, 5)
@@ -69,7 +71,7 @@ class EpisodeTask(Record):
     """What is fed. The truth is not part of it: a judge has that."""
 
     id: str
-    messages: tuple[str, ...]
+    messages: tuple[str, ...] = Field(min_length=1)
     """Stage 1, one at a time."""
     distractors: tuple[str, ...] = ()
     """Stage 2, one at a time; the same for all episodes of a task (A17)."""
@@ -92,7 +94,7 @@ class EpisodeOutput(TypedDict, total=False):
     stored: list[str]
     """Texts of the memories at the end."""
     preserved: bool
-    """Whether all key phrases of the question were in the context at the end."""
+    """Whether all key phrases of the question were in the context at the end; not where there was no room for the question."""
     reward: Score | None
     """`None` without a judge."""
     operations: Annotated[list[MemoryOp], operator.add]
@@ -163,7 +165,7 @@ class _Episode:
             return given or f"Tools: {', '.join(self.steps.names) or 'none'}."
         if self.steps.protocol == "native":
             return given or load_prompt("agemem").text
-        return f"{given or load_prompt('agemem_text').text}\n\n{tools_block(tool_specs(self.steps.names))}"
+        return f"{given or load_prompt('agemem_text').text}\n\n{self.steps.listed}"
 
     def feed(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
         """Give the next message; wipe the context where stage 1 has ended."""
@@ -199,25 +201,37 @@ class _Episode:
 
     def recall(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
         """Put memories that resemble the message beside it; that is no call of RETRIEVE (A11)."""
+        query = self._query(state)
+        if not query:
+            return {}
         bank = self.bank.get()
-        query = state["context"][-1].text
         hits = bank.search(query, scope=current_scope(self.scope), limit=self._limit(state))
-        return self._recalled(state, bank, query, hits)
+        return self._recalled(state, self._near(bank, query, hits))
 
     async def arecall(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
+        query = self._query(state)
+        if not query:
+            return {}
         bank = await self.bank.aget()
-        query = state["context"][-1].text
         hits = await bank.asearch(query, scope=current_scope(self.scope), limit=self._limit(state))
-        return self._recalled(state, bank, query, hits)
+        return self._recalled(state, await asyncio.to_thread(self._near, bank, query, hits))
+
+    @staticmethod
+    def _query(state: EpisodeState) -> str:
+        return storable(state["context"][-1].text).strip()[:LONGEST_QUERY]
 
     def _limit(self, state: EpisodeState) -> int:
         return self.recalled if state["stage"] == 1 else self.steps.top_k or TOP_K
 
-    def _recalled(self, state: EpisodeState, bank: MemoryStore, query: str, hits: Sequence[MemoryHit]) -> EpisodeState:
+    def _near(self, bank: MemoryStore, query: str, hits: Sequence[MemoryHit]) -> list[Memory]:
+        """Return the memories whose cosine with the query is not below the floor."""
         memories = [hit.memory for hit in hits]
-        if memories and self.floor > -1:
-            vectors = bank.embedder.embed([query, *(memory.text for memory in memories)])
-            memories = [m for m, value in zip(memories, vectors[1:] @ vectors[0], strict=True) if value >= self.floor]
+        if not memories or self.floor <= -1:
+            return memories
+        similar = cosines(bank.embedder, query, [memory.text for memory in memories])
+        return [memory for memory, value in zip(memories, similar, strict=True) if value >= self.floor]
+
+    def _recalled(self, state: EpisodeState, memories: Sequence[Memory]) -> EpisodeState:
         if not memories:
             return {}
         message, numbers = self.steps.recalled(memories, state["numbers"])
@@ -319,7 +333,7 @@ class _Episode:
             "answer": state["answer"],
             "log": log,
             "stored": [memory.text for memory in stored],
-            "preserved": state["stage"] == 3 and all(p.lower() in seen for p in state["task"].key_phrases),
+            "preserved": not state["over"] and all(p.lower() in seen for p in state["task"].key_phrases),
         }
         score = self.judge(state["task"], outcome) if self.judge else None
         return {**outcome, "reward": score}  # type: ignore[typeddict-item]  # an outcome is part of the state
@@ -411,11 +425,12 @@ def create_agemem_episode_graph(
     profile: `none` for policies trained on this: their prompt is one line.  Others as in `create_agemem_agent`; the summarizer is
     extractive by default.
 
-    Raises `InputError` for rounds or tokens below 1.
+    Raises `InputError` for rounds, memories or tokens below 1, `SettingsError` for a variant that cannot be.
     """
     check_limit(context_tokens)
-    if min(rounds) < 1:
-        raise InputError(f"rounds = {rounds}: give 1 at least for each stage")
+    check_tools((), variant)
+    if min(*rounds, recalled) < 1:
+        raise InputError(f"rounds = {rounds}, recalled = {recalled}: give 1 at least for each")
     steps = AgentSteps(
         model=model,
         protocol=protocol or protocol_for(model),
