@@ -15,6 +15,7 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import cache
 from operator import itemgetter
 from typing import Final, Literal, Protocol
 
@@ -185,25 +186,67 @@ def within(
 
     It removes all it may when even that is not enough.
     """
+    return fitting(messages, limit, count, keep=keep)[0]
+
+
+def fitting(
+    messages: Sequence[BaseMessage],
+    limit: int,
+    count: ContextCounter,
+    *,
+    keep: Collection[str] = (),
+    alone: ContextCounter | None = None,
+) -> tuple[ContextEdit | None, int]:
+    """Return the edit of `within`, and the tokens that are left after it.
+
+    alone: counts some of the messages by themselves, about; only how long the search takes depends on it.
+    """
     candidates = removable(messages, keep)
     free = {message.id for unit in candidates for message in unit}
     fixed = [(i, message) for i, message in enumerate(messages) if message.id not in free]
     place = {message.id: i for i, message in enumerate(messages)}
 
-    def fits(number: int) -> bool:
-        """Return whether the newest `number` units fit beside what has to stay."""
+    @cache
+    def tokens(number: int) -> int:
+        """Return the tokens of the newest `number` units beside what has to stay."""
         newest = [(place[m.id], m) for unit in candidates[len(candidates) - number :] for m in unit]
-        return count([message for _, message in sorted([*fixed, *newest], key=itemgetter(0))]) <= limit
+        return count([message for _, message in sorted([*fixed, *newest], key=itemgetter(0))])
 
-    # From the newest on, doubling, then by halves: the cost is that of what stays, however long the conversation has become.
-    known, tried = 0, min(8, len(candidates))
-    while fits(tried):
-        if tried == len(candidates):
-            return None
-        known, tried = tried, min(2 * tried, len(candidates))
-    most = bisect_left(range(known + 1, tried), True, key=lambda number: not fits(number)) + known
+    near = _about(candidates, [message for _, message in fixed], limit, alone or count)
+    most = _largest(near, len(candidates), lambda number: tokens(number) <= limit)
     gone = candidates[: len(candidates) - most]
-    return _edit("budget", gone) if gone else None
+    return (_edit("budget", gone) if gone else None), tokens(most)
+
+
+def _about(
+    candidates: Sequence[Sequence[BaseMessage]], fixed: Sequence[BaseMessage], limit: int, count: ContextCounter
+) -> int:
+    """Return about how many of the newest units fit. Each is counted once, and no more than fit."""
+    number, left = 0, limit - count(fixed)
+    for unit in reversed(candidates):
+        left -= count(unit)
+        if left < 0:
+            break
+        number += 1
+    return number
+
+
+def _largest(near: int, most: int, fits: Callable[[int], bool]) -> int:
+    """Return the largest number up to `most` that fits, 0 when none does; the search begins at `near` and widens by doubling."""
+    step = 1
+    if fits(near):
+        low, high = near, near + 1
+        while high <= most and fits(high):
+            low, step = high, 2 * step
+            high = min(high + step, most) if high < most else most + 1
+    else:
+        low, high = near - 1, near
+        while low > 0 and not fits(low):
+            high, step = low, 2 * step
+            low -= step
+        low = max(low, 0)
+    # `low` fits (or is 0), `high` does not (or is too many).
+    return low + bisect_left(range(low + 1, high), True, key=lambda number: not fits(number))
 
 
 def all_but_system(messages: Sequence[BaseMessage], *, keep: Collection[str] = ()) -> ContextEdit | None:

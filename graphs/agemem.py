@@ -38,19 +38,15 @@ from memweave.agents.prompts import load_prompt
 from memweave.errors import InputError, SettingsError
 from memweave.graphs.agemem_context import AgeMemContext, agent_prompt
 from memweave.graphs.agemem_fitting import fitted, least
+from memweave.graphs.agemem_state import Acted, Budget, Protocol, StepState, Variant
 from memweave.graphs.agemem_steps import (
-    Acted,
     AgentSteps,
-    Budget,
-    Protocol,
-    Shown,
-    StepState,
-    Variant,
     as_context,
     check_limit,
     check_tools,
     log_of,
     protocol_for,
+    shown_in,
 )
 from memweave.graphs.server import agent_model, server
 from memweave.graphs.session import (
@@ -180,8 +176,7 @@ class _Agent:
             return {}
         message, numbers = self.steps.recalled(memories, state["numbers"])
         context = _before(state["context"], message, state["question"][0])
-        shown = Shown(message_id=str(message.id), memories=tuple(memories))
-        return {"context": context, "numbers": numbers, "shown": [*state["shown"], shown]}
+        return {"context": context, "numbers": numbers, "shown": [*state["shown"], shown_in(message, memories)]}
 
     # the model's turn
 
@@ -190,14 +185,14 @@ class _Agent:
         ready = self._fitted(state)
         if ready.get("status"):
             return ready
-        reply = self.steps.ask(ready["context"], state["shown"], self._prompt(), config)
+        reply = self.steps.ask(ready.get("context", state["context"]), state["shown"], self._prompt(), config)
         return {**ready, "reply": reply, "turn": self.steps.read(reply), "round": state["round"] + 1}
 
     async def apolicy(self, state: AgentState, config: RunnableConfig) -> AgentState:
         ready = self._fitted(state)
         if ready.get("status"):
             return ready
-        reply = await self.steps.aask(ready["context"], state["shown"], self._prompt(), config)
+        reply = await self.steps.aask(ready.get("context", state["context"]), state["shown"], self._prompt(), config)
         return {**ready, "reply": reply, "turn": self.steps.read(reply), "round": state["round"] + 1}
 
     def _fitted(self, state: AgentState) -> AgentState:
@@ -207,10 +202,15 @@ class _Agent:
         if needed > self.limit:
             return self._too_long(state, before.model_copy(update={"overflowed": True}), needed)
         begins = None if self.steps.own() or not state["messages"] else state["messages"][0].id
-        cut = fitted(context, self.limit, self.steps.tokens, question=state["question"], first=begins)
-        before = before.model_copy(update={"overflowed": before.overflowed or cut.overflowed})
-        budget = self.steps.measured(cut.context, before, sum(len(edit.removed) for edit in cut.edits))
-        return {"context": as_context(cut.context), "budget": budget, "edits": cut.edits}
+        count, question = self.steps.tokens, state["question"]
+        cut = fitted(context, self.limit, count, question=question, first=begins, alone=self.steps.about)
+        gone = sum(len(edit.removed) for edit in cut.edits)
+        over = {"overflowed": before.overflowed or cut.overflowed, "used": cut.used, "dropped": before.dropped + gone}
+        budget = before.model_copy(update=over)
+        update: AgentState = {"budget": budget, "edits": cut.edits}
+        if cut.context != context:  # a checkpoint need not write again what did not change
+            update["context"] = as_context(cut.context)
+        return update
 
     def _too_long(self, state: AgentState, before: Budget, needed: int) -> AgentState:
         """Say that the question does not fit, and leave it out of the context: nothing else has to go for it."""

@@ -41,19 +41,15 @@ from memweave.agents.rendering import Profile
 from memweave.errors import InputError
 from memweave.graphs.agemem_context import AgeMemContext, agent_prompt
 from memweave.graphs.agemem_reward import EpisodeLog
+from memweave.graphs.agemem_state import Acted, Budget, Protocol, StepState, Variant
 from memweave.graphs.agemem_steps import (
-    Acted,
     AgentSteps,
-    Budget,
-    Protocol,
-    Shown,
-    StepState,
-    Variant,
     as_context,
     check_limit,
     check_tools,
     log_of,
     protocol_for,
+    shown_in,
 )
 from memweave.graphs.session import BankSource, DefaultScope, LazyBank, Node, current_run_id, current_scope
 from memweave.memory_stores import MemoryStore
@@ -237,7 +233,7 @@ class _Episode:
         message, numbers = self.steps.recalled(memories, state["numbers"])
         context = [*state["context"], message]
         budget = self.steps.measured(context, state["budget"])
-        shown = [*state["shown"], Shown(message_id=str(message.id), memories=tuple(memories))]
+        shown = [*state["shown"], shown_in(message, memories)]
         return {
             "context": as_context(context),
             "messages": as_context([message]),

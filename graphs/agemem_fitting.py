@@ -13,8 +13,8 @@ from typing import Final
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
-from memweave.agents.context import ContextCounter, ContextEdit, apply_edit, within
-from memweave.graphs.agemem_steps import NOTE, TOOLS, is_users
+from memweave.agents.context import ContextCounter, ContextEdit, apply_edit, fitting
+from memweave.graphs.agemem_state import NOTE, TOOLS, is_users
 from memweave.records import new_id
 
 _BEGINNING: Final = "<note>\nEarlier messages of this conversation are not shown.\n</note>"
@@ -29,6 +29,8 @@ class Fitted:
     edits: list[ContextEdit] = field(default_factory=list)
     overflowed: bool = False
     """Whether it was too large."""
+    used: int = 0
+    """Tokens that it has now."""
 
 
 def least(context: Sequence[BaseMessage], question: Collection[str]) -> list[BaseMessage]:
@@ -37,12 +39,19 @@ def least(context: Sequence[BaseMessage], question: Collection[str]) -> list[Bas
 
 
 def fitted(
-    context: Sequence[BaseMessage], limit: int, count: ContextCounter, *, question: Collection[str], first: str | None
+    context: Sequence[BaseMessage],
+    limit: int,
+    count: ContextCounter,
+    *,
+    question: Collection[str],
+    first: str | None,
+    alone: ContextCounter | None = None,
 ) -> Fitted:
     """Return the context with at most `limit` tokens; `least` of it must fit.
 
     first: id of the message that the conversation begins with. Where another reply has come to stand first, a note is put before it:
-    some endpoints refuse a conversation that begins with a reply. `None`: the model takes any.
+    some endpoints refuse a conversation that begins with a reply. `None`: the model takes any.  alone: counts some of the messages
+    by themselves, about.
     """
     out = Fitted([message for message in context if message.id != NOTE])
 
@@ -50,17 +59,23 @@ def fitted(
         return count(_begun(given, first))
 
     now = under_way(out.context)
-    too_much = within(out.context, limit, tokens, keep={*question, *now})  # counts no more than what fits
-    if too_much or tokens(out.context) > limit:
+    edit, out.used = fitting(out.context, limit, tokens, keep={*question, *now}, alone=alone or count)
+    if edit or out.used > limit:
         out.overflowed = True
-        out.context = _shortened(out.context, now, limit // 2, lambda given: count([m for m in given if m.id in now]))
-        _cut(out, within(out.context, limit, tokens, keep={*question, *now}))
-        if tokens(out.context) > limit:
+        shorter = _shortened(out.context, now, limit // 2, lambda given: count([m for m in given if m.id in now]))
+        if shorter != out.context:
+            out.context = shorter
+            edit, out.used = fitting(out.context, limit, tokens, keep={*question, *now}, alone=alone or count)
+        _cut(out, edit)
+        if out.used > limit:
             out.context = _shortened(out.context, now, limit, tokens)
-        if tokens(out.context) > limit:  # the reply itself is too long
-            _cut(out, within(out.context, limit, tokens, keep=question))
+            out.used = tokens(out.context)
+        if out.used > limit:  # the reply itself is too long
+            edit, out.used = fitting(out.context, limit, tokens, keep=question, alone=alone or count)
+            _cut(out, edit)
             told = [*out.context, HumanMessage(_TOO_LONG, name=TOOLS, id=str(new_id()))]
-            out.context = told if tokens(told) <= limit else out.context
+            if (more := tokens(told)) <= limit:
+                out.context, out.used = told, more
     out.context = _begun(out.context, first)
     return out
 

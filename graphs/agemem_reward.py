@@ -16,7 +16,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from memweave.agents.memory_tools import ADD, DELETE, FILTER, RETRIEVE, SUMMARY, UPDATE
-from memweave.graphs.agemem_steps import StepLog
+from memweave.graphs.agemem_state import StepLog
 from memweave.records import Record
 from memweave.tracing.records import Score
 

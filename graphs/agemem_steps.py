@@ -7,11 +7,10 @@ stages, tasks or rewards.
 from __future__ import annotations
 
 import json
-import operator
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Final, Literal, TypedDict, cast
+from typing import Any, Final, cast
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import (
@@ -29,20 +28,14 @@ from pydantic import JsonValue
 
 from memweave.agents.context import (
     FILTER_THRESHOLD,
-    SUMMARY,
     ContextCounter,
-    ContextEdit,
     Summarizer,
     apply_edit,
     estimate_context,
 )
 from memweave.agents.llm import DEFAULT_TIMEOUT, aask, ask, described
 from memweave.agents.memory_tools import (
-    LONG_TERM,
-    RETRIEVE,
-    SHORT_TERM,
     Call,
-    Fault,
     Numbers,
     Outcome,
     Workplace,
@@ -56,7 +49,6 @@ from memweave.agents.recall import recalled_message
 from memweave.agents.tool_protocol import (
     TOO_DEEP,
     AgentTurn,
-    ProblemKind,
     read_native_turn,
     read_text_turn,
     too_deep,
@@ -64,113 +56,30 @@ from memweave.agents.tool_protocol import (
 )
 from memweave.errors import InputError, SettingsError
 from memweave.graphs.agemem_own_tools import aown_tool, own_tool
+from memweave.graphs.agemem_state import (
+    ROLE,
+    TOOLS,
+    TOOLS_OF,
+    Acted,
+    Budget,
+    CallLog,
+    Protocol,
+    Shown,
+    StepLog,
+    StepState,
+    Variant,
+    is_users,
+)
 from memweave.graphs.session import areport, emit, report
 from memweave.memory_stores import MemoryStore
 from memweave.models import model_name
-from memweave.records import Memory, MemoryOp, Record, Scope, new_id, storable
+from memweave.records import Memory, Scope, new_id, storable
+from memweave.tracing.records import MemoryRef
 
-Protocol = Literal["native", "text"]
-"""How tools are called: by the chat endpoint's own means, or in the text protocol of `agents.tool_protocol`."""
-Variant = Literal["full", "rag", "none"]
-"""full: all six tools.  rag: the long-term tools, and what fits is retrieved for every user message (the paper's `-RAG`, +LT).
-none: no memory at all."""
-
-TOOLS_OF: Final[dict[Variant, tuple[str, ...]]] = {"full": (*LONG_TERM, *SHORT_TERM), "rag": LONG_TERM, "none": ()}
-ROLE: Final = "agent"
 LONGEST_RESULT: Final = 20_000
 """Characters of one tool result; the rest is cut off and the model is told."""
-TOOLS: Final = "tools"
-"""Name of a user message that tells the model what was wrong with its reply."""
-NOTE: Final = "note"
-"""Name of a user message that says something of the context."""
-NOT_USERS: Final = frozenset({TOOLS, NOTE, SUMMARY, "memories"})
+_MOST_KNOWN: Final = 50_000
 _OWN_MODELS: Final = ("memweave-local", "memweave-vllm")
-
-
-# records
-
-
-class Budget(Record):
-    """How full the context is."""
-
-    limit: int | None
-    """Tokens; `None`: no limit."""
-    used: int = 0
-    overflowed: bool = False
-    """Whether it ever was too full."""
-    dropped: int = 0
-    """Messages that went because there was no room."""
-
-
-class CallLog(Record):
-    """One call of a tool."""
-
-    name: str
-    arguments: dict[str, JsonValue]
-    ok: bool
-    fault: Fault | None = None
-    memory_id: str | None = None
-    """The memory that it wrote."""
-    retrieved: tuple[str, ...] = ()
-    """Texts of the memories that it found."""
-    removed: int = 0
-    """Messages that it took out of the context."""
-
-
-class StepLog(Record):
-    """One turn of the agent: what it wrote, and what came of it."""
-
-    stage: int
-    round: int
-    think: str
-    calls: tuple[CallLog, ...]
-    answer: str | None
-    problems: tuple[ProblemKind, ...]
-    tokens: int
-    """Of the context after the turn."""
-    overflow: bool
-    """Whether the context was too full, before or after it."""
-    late: bool = False
-    """Whether it had been too full at any time before the turn."""
-
-
-class Shown(Record):
-    """Which memories a message of the context shows."""
-
-    message_id: str
-    memories: tuple[Memory, ...]
-
-
-class StepState(TypedDict, total=False):
-    """What both machines carry from step to step."""
-
-    context: list[AnyMessage]
-    """What the model sees; tools rewrite it."""
-    numbers: Numbers
-    shown: list[Shown]
-    edits: Annotated[list[ContextEdit], operator.add]
-    """Everything that was ever taken out of the context, oldest first."""
-    budget: Budget
-    stage: int
-    round: int
-    reply: AIMessage
-    turn: AgentTurn
-    steps: Annotated[list[StepLog], operator.add]
-    operations: Annotated[list[MemoryOp], operator.add]
-
-
-@dataclass
-class Acted:
-    """What the calls of one turn did."""
-
-    context: list[BaseMessage]
-    numbers: Numbers
-    new: list[BaseMessage] = field(default_factory=list)
-    """Messages that were added, for the public channel."""
-    edits: list[ContextEdit] = field(default_factory=list)
-    shown: list[Shown] = field(default_factory=list)
-    ops: list[MemoryOp] = field(default_factory=list)
-    calls: list[CallLog] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -191,6 +100,8 @@ class AgentSteps:
     tool_role: bool = False
     """Whether the model takes tool messages after calls in text; our own policies do."""
     timeout: float = DEFAULT_TIMEOUT
+    _known: dict[str | None, int] = field(default_factory=dict, repr=False, compare=False)
+    """Tokens of messages that were counted by themselves, by id."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -202,8 +113,10 @@ class AgentSteps:
     ) -> tuple[list[BaseMessage], RunnableConfig]:
         """Return the messages of the next call, and the configuration that describes it to a tracer."""
         there = {message.id for message in context}
-        memories = {m.id: m for each in shown if each.message_id in there for m in each.memories}
-        return self.seen(context), described(config, ROLE, list(memories.values()), prompt)
+        memories = {m.id: m.version for each in shown if each.message_id in there for m in each.memories}
+        own = described(config, ROLE, (), prompt)
+        read = {"memweave_memories": [[str(each), version] for each, version in memories.items()]} if memories else {}
+        return self.seen(context), {**own, "metadata": {**own["metadata"], **read}}
 
     def seen(self, context: Sequence[BaseMessage]) -> list[BaseMessage]:
         """Return the context as the model gets it."""
@@ -212,6 +125,15 @@ class AgentSteps:
     def tokens(self, context: Sequence[BaseMessage]) -> int:
         """Return how many tokens the model sees of a context."""
         return self.count(self.seen(context))
+
+    def about(self, messages: Sequence[BaseMessage]) -> int:
+        """Return about how many tokens messages have, each counted once."""
+        if len(self._known) > _MOST_KNOWN:
+            self._known.clear()
+        for message in messages:
+            if message.id not in self._known:
+                self._known[message.id] = self.tokens([message])
+        return sum(self._known[message.id] for message in messages)
 
     def ask(
         self, context: Sequence[BaseMessage], shown: Sequence[Shown], prompt: str | None, config: RunnableConfig
@@ -372,8 +294,7 @@ class AgentSteps:
             new = [ToolMessage("\n".join(lines), tool_call_id="calls", id=str(new_id()))] if lines else []
         acted.new = new
         acted.context = [*acted.context, *new]
-        found = tuple(memory for each in acted.shown for memory in each.memories)
-        acted.shown = [Shown(message_id=str(new[0].id), memories=found)] if found and new else []
+        acted.shown = [shown_in(new[0], acted.found)] if acted.found and new else []
         emit(acted.ops, "agent")
 
     # what is retrieved without being asked for
@@ -396,6 +317,11 @@ class AgentSteps:
         return budget.model_copy(
             update={"used": used, "overflowed": budget.overflowed or over, "dropped": budget.dropped + dropped}
         )
+
+
+def shown_in(message: BaseMessage, memories: Sequence[Memory]) -> Shown:
+    """Return that a message shows memories."""
+    return Shown(message_id=str(message.id), memories=tuple(MemoryRef(id=m.id, version=m.version) for m in memories))
 
 
 def as_context(messages: Sequence[BaseMessage]) -> list[AnyMessage]:
@@ -444,7 +370,7 @@ def _take(acted: Acted, call: ToolCall, outcome: Outcome) -> tuple[str, str, boo
     if outcome.numbers is not None:
         acted.numbers = outcome.numbers
     if outcome.retrieved:
-        acted.shown.append(Shown(message_id="", memories=outcome.retrieved))
+        acted.found += outcome.retrieved
     acted.ops += outcome.ops
     written = outcome.ops[0].memory_id if outcome.ops else None
     acted.calls.append(
@@ -486,11 +412,6 @@ def _as_user(message: BaseMessage) -> BaseMessage:
     return HumanMessage(f"<tool_result>\n{inner}\n</tool_result>", id=message.id)
 
 
-def is_users(message: BaseMessage) -> bool:
-    """Return whether a message of a context is the user's, not one that stands for something else."""
-    return isinstance(message, HumanMessage) and message.name not in NOT_USERS
-
-
 def _refused(said: str, call_id: str | None) -> ToolMessage:
     return ToolMessage(said, tool_call_id=call_id or "", id=str(new_id()), status="error")
 
@@ -507,4 +428,15 @@ def check_limit(limit: int | None) -> int | None:
     return limit
 
 
-__all__ = ["RETRIEVE", "AgentSteps", "Budget", "CallLog", "Shown", "StepLog", "StepState", "Variant"]
+__all__ = [
+    "TOOLS_OF",
+    "AgentSteps",
+    "StepLog",
+    "Variant",
+    "as_context",
+    "check_limit",
+    "check_tools",
+    "log_of",
+    "protocol_for",
+    "shown_in",
+]

@@ -16,6 +16,7 @@ from memweave.agents.context import (
     apply_edit,
     cosines,
     estimate_context,
+    fitting,
     matching,
     removable,
     span_of,
@@ -165,6 +166,13 @@ def test_a_budget_takes_the_fewest_oldest_units_that_make_it_fit(
     assert words(left) <= limit or len(taken) == len(candidates)
     one_less = {m.id for unit in candidates[: len(taken) - 1] for m in unit}
     assert words([m for m in messages if m.id not in one_less]) > limit
+
+
+@given(chats(), st.integers(0, 60), st.sampled_from([0, 1, 1_000]))
+def test_a_bad_estimate_only_costs_time(messages: list[BaseMessage], limit: int, guess: int) -> None:
+    edit, left = fitting(messages, limit, words, alone=lambda some: guess)
+    assert edit == within(messages, limit, words)
+    assert left == words(apply_edit(messages, edit) if edit else messages)
 
 
 # units

@@ -9,7 +9,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langgraph.graph.state import CompiledStateGraph
 
-from memweave.graphs.agemem_steps import Protocol, StepLog
+from memweave.graphs.agemem_state import Protocol, StepLog
 from memweave.memory_stores import MemoryStore
 from memweave.records import Memory, OpKind, ProposedOp, Scope, new_id
 from memweave.serving.tool_text import render_tool_calls

@@ -26,7 +26,8 @@ from memweave.agents.tool_protocol import tools_block
 from memweave.errors import InputError, ScopeError, UnavailableError
 from memweave.graphs.agemem import create_agemem_agent
 from memweave.graphs.agemem_context import AgeMemContext
-from memweave.graphs.agemem_steps import Protocol, Variant, protocol_for
+from memweave.graphs.agemem_state import Protocol, Variant
+from memweave.graphs.agemem_steps import protocol_for
 from memweave.memory_stores import MemoryBank
 from memweave.records import OpKind, Scope
 from memweave.testing.models import ScriptedChatModel

@@ -18,7 +18,7 @@ from memweave.agents.context import ContextEdit, ExtractiveSummarizer, estimate_
 from memweave.agents.memory_tools import ADD, FILTER, RETRIEVE, SUMMARY
 from memweave.graphs.agemem import create_agemem_agent
 from memweave.graphs.agemem_fitting import fitted, least, under_way
-from memweave.graphs.agemem_steps import Protocol
+from memweave.graphs.agemem_state import Protocol
 from memweave.memory_stores import MemoryBank
 from memweave.records import Scope
 from memweave.testing.models import ScriptedChatModel

@@ -15,7 +15,7 @@ from memweave.agents.tool_protocol import tools_block
 from memweave.errors import InputError, ScopeError, SettingsError, UnavailableError
 from memweave.graphs.agemem_episode import EpisodeOutput, EpisodeTask, create_agemem_episode_graph
 from memweave.graphs.agemem_reward import tool_counts
-from memweave.graphs.agemem_steps import Variant
+from memweave.graphs.agemem_state import Variant
 from memweave.memory_stores import MemoryBank, use_bank
 from memweave.records import OpKind, Scope
 from memweave.testing.models import ScriptedChatModel

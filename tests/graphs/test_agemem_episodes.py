@@ -15,7 +15,7 @@ from memweave.agents.context import ExtractiveSummarizer
 from memweave.agents.memory_tools import ADD, DELETE, FILTER, RETRIEVE, SUMMARY, UPDATE
 from memweave.graphs.agemem_episode import EpisodeOutput, EpisodeTask, create_agemem_episode_graph
 from memweave.graphs.agemem_reward import PAPER, Judged, reward, tool_counts
-from memweave.graphs.agemem_steps import TOOLS_OF, Protocol, Variant
+from memweave.graphs.agemem_state import TOOLS_OF, Protocol, Variant
 from memweave.memory_stores import MemoryBank, use_bank
 from memweave.records import Scope
 from memweave.testing.models import ScriptedChatModel

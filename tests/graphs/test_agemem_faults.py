@@ -15,7 +15,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from memweave.agents.context import ExtractiveSummarizer
 from memweave.agents.memory_tools import ADD, DELETE, FILTER, LONG_TERM, RETRIEVE, SHORT_TERM, SUMMARY, UPDATE
 from memweave.graphs.agemem import create_agemem_agent
-from memweave.graphs.agemem_steps import Protocol, StepLog
+from memweave.graphs.agemem_state import Protocol, StepLog
 from memweave.memory_stores import MemoryBank
 from memweave.records import Scope
 from memweave.testing.models import ScriptedChatModel

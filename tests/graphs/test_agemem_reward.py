@@ -34,7 +34,7 @@ from memweave.graphs.agemem_reward import (
     tool_counts,
     tool_use,
 )
-from memweave.graphs.agemem_steps import CallLog, StepLog
+from memweave.graphs.agemem_state import CallLog, StepLog
 from memweave.trainers.credit import Group, broadcast
 from tests.trainers.made_up import generation, trace
 

@@ -15,7 +15,7 @@ from langgraph.types import Command, interrupt
 from memweave.agents.memory_tools import ADD, FILTER, RETRIEVE, SUMMARY, UPDATE
 from memweave.errors import InputError, SettingsError, UnavailableError
 from memweave.graphs.agemem import create_agemem_agent
-from memweave.graphs.agemem_steps import Variant
+from memweave.graphs.agemem_state import Variant
 from memweave.memory_stores import MemoryBank
 from memweave.records import Scope
 from memweave.testing.models import ScriptedChatModel
