@@ -5,6 +5,7 @@ Each is the smallest slip that a person could make there, and one that users wou
 
 from __future__ import annotations
 
+from agemem_faults import AGEMEM
 from fault import Fault
 from memory_r1_faults import MEMORY_R1
 
@@ -480,4 +481,4 @@ TRAINING = [
     ),
 ]
 
-FAULTS = [*MEMORY, *TRACING, *SERVING, *ROLLOUTS, *ROWS, *CREDIT, *TRAINING, *MEMORY_R1]
+FAULTS = [*MEMORY, *TRACING, *SERVING, *ROLLOUTS, *ROWS, *CREDIT, *TRAINING, *MEMORY_R1, *AGEMEM]

@@ -108,6 +108,15 @@ def test_a_long_result_is_cut_before_the_conversation_goes() -> None:
     assert words(turn) > 500  # the public message stays whole
 
 
+def test_a_result_beside_a_long_question_is_cut_to_what_is_left() -> None:
+    question = HumanMessage("why " * 50, id="q")
+    turn = [*CHAT, question, calling("a2", "c"), ToolMessage("found " * 38, tool_call_id="c", id="t2")]
+    out = fitted(turn, 80, words, question=["q"], first="u1")
+    assert ids(out.context) == ["s", "q", "a2", "t2"]
+    assert out.context[-1].text.startswith("found found")
+    assert words(out.context) <= 80
+
+
 def test_several_results_are_cut_to_one_length_and_short_ones_stay() -> None:
     results = [
         ToolMessage(text, tool_call_id=c, id=c) for c, text in (("x", "x " * 200), ("y", "short"), ("z", "z " * 200))
