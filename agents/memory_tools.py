@@ -268,8 +268,42 @@ def failed(name: str, fault: Fault, text: str) -> Outcome:
     return Outcome(name=name, ok=False, fault=fault, text=storable(f"Error: {text}."))
 
 
-def run(call: Call, at: Workplace, config: RunnableConfig | None = None) -> Outcome:
-    """Run one call. Raises `UnavailableError` when a server is away: that is no fault of the model."""
+def run(call: Call | Outcome, at: Workplace, config: RunnableConfig | None = None) -> Outcome:
+    """Run one call; of a call that was refused already, its outcome. A write that a model got wrong is logged as a failed operation.
+
+    Raises `UnavailableError` when a server is away: that is no fault of the model.
+    """
+    outcome = call if isinstance(call, Outcome) else _ran(call, at, config)
+    if not _to_log(outcome):
+        return outcome
+    return outcome.model_copy(update={"ops": (at.store.reject(outcome.text, scope=at.scope, **_rejected(call, at)),)})
+
+
+async def arun(call: Call | Outcome, at: Workplace, config: RunnableConfig | None = None) -> Outcome:
+    """Run one call, as `run` does."""
+    outcome = call if isinstance(call, Outcome) else await _aran(call, at, config)
+    if not _to_log(outcome):
+        return outcome
+    failure = await at.store.areject(outcome.text, scope=at.scope, **_rejected(call, at))
+    return outcome.model_copy(update={"ops": (failure,)})
+
+
+def _to_log(outcome: Outcome) -> bool:
+    """Return whether an outcome is a write that the model got wrong; one that it did not confirm is none."""
+    return outcome.name in LONG_TERM and outcome.fault in ("bad_arguments", "unknown_memory", "changed_meanwhile")
+
+
+def _rejected(call: Call | Outcome, at: Workplace) -> dict[str, Any]:
+    reason = call.reason if isinstance(call, Call) else f"{call.name}, with arguments that make no sense"
+    return {
+        "actor": at.actor,
+        "reason": storable(reason),
+        "run_id": at.run_id,
+        "policy_version": at.policy_version,
+    }
+
+
+def _ran(call: Call, at: Workplace, config: RunnableConfig | None) -> Outcome:
     try:
         if isinstance(call.arguments, RetrieveMemory):
             query, limit = _query(call.arguments, at)
@@ -288,8 +322,7 @@ def run(call: Call, at: Workplace, config: RunnableConfig | None = None) -> Outc
         return _caught(call, error)
 
 
-async def arun(call: Call, at: Workplace, config: RunnableConfig | None = None) -> Outcome:
-    """Run one call, as `run` does."""
+async def _aran(call: Call, at: Workplace, config: RunnableConfig | None) -> Outcome:
     try:
         if isinstance(call.arguments, RetrieveMemory):
             query, limit = _query(call.arguments, at)

@@ -245,7 +245,7 @@ class AgentSteps:
         ready = [(call, own_tool(each, call, config) if isinstance(each, BaseTool) else each) for call, each in found]
         for call, each in ready:
             here = self.workplace(store, scope, acted, kept, run_id)
-            results.append(_take(acted, call, run(each, here, config) if isinstance(each, Call) else each))
+            results.append(_take(acted, call, run(each, here, config)))
         self._finish(acted, turn, state["reply"], results)
         report(acted.ops, "agent", ROLE)
         return acted
@@ -269,7 +269,7 @@ class AgentSteps:
         ]
         for call, each in ready:
             here = self.workplace(store, scope, acted, kept, run_id)
-            results.append(_take(acted, call, await arun(each, here, config) if isinstance(each, Call) else each))
+            results.append(_take(acted, call, await arun(each, here, config)))
         self._finish(acted, turn, state["reply"], results)
         await areport(acted.ops, "agent", ROLE)
         return acted

@@ -143,7 +143,7 @@ class MemoryTools:
 
     def _call(self, name: str, arguments: dict[str, Any], runtime: ToolRuntime[Any, Any]) -> Command[Any] | ToolMessage:
         call, at = self._placed(name, arguments, runtime, self.bank.get())
-        outcome = call if isinstance(call, Outcome) else run(call, at, get_config())
+        outcome = run(call, at, get_config())
         if outcome.ops:
             emit(outcome.ops, _dialogue())
             report(outcome.ops, _dialogue(), _role())
@@ -153,7 +153,7 @@ class MemoryTools:
         self, name: str, arguments: dict[str, Any], runtime: ToolRuntime[Any, Any]
     ) -> Command[Any] | ToolMessage:
         call, at = self._placed(name, arguments, runtime, await self.bank.aget())
-        outcome = call if isinstance(call, Outcome) else await arun(call, at, get_config())
+        outcome = await arun(call, at, get_config())
         if outcome.ops:
             emit(outcome.ops, _dialogue())
             await areport(outcome.ops, _dialogue(), _role())

@@ -17,7 +17,7 @@ from memweave.agents.memory_tools import ADD, DELETE, FILTER, LONG_TERM, RETRIEV
 from memweave.graphs.agemem import create_agemem_agent
 from memweave.graphs.agemem_state import Protocol, StepLog
 from memweave.memory_stores import MemoryBank
-from memweave.records import Scope
+from memweave.records import OpStatus, Scope
 from memweave.testing.models import ScriptedChatModel
 from tests.graphs.agemem_play import Asked, Speaker, context, remember, said, saying, steps, stored, thread
 
@@ -80,7 +80,13 @@ def test_a_call_that_cannot_be_carried_out(
     assert call.arguments == asked[1]
     assert (played.step.think, played.step.round, played.rounds) == ("try", 1, 2)
     assert (played.output["status"], played.output["messages"][-1].text) == ("answered", "Sorry.")
-    assert (stored(bank, scope), played.output["operations"]) == (["tea"], [])
+    assert stored(bank, scope) == ["tea"]
+    # A write that makes no sense is in the log, so that nothing is lost without a trace; it changed nothing.
+    wrong_write = asked[0] in LONG_TERM and fault in ("bad_arguments", "unknown_memory")
+    logged = [(op.status, op.error) for op in played.output["operations"]]
+    assert [status for status, _ in logged] == [OpStatus.FAILED] * wrong_write
+    assert all(told in str(error) for _, error in logged)
+    assert bank.log(scope=scope, status=OpStatus.FAILED) == played.output["operations"]
     assert said(played.context)[1] == "rain on the roof"
 
 
