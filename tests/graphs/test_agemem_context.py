@@ -255,6 +255,18 @@ def test_the_budget_says_how_full_it_is_and_what_had_to_go(
     assert all(estimate_context(call) <= 1_200 for call in model.calls)
 
 
+def test_a_conversation_goes_on_under_another_limit(bank: MemoryBank, scope: Scope, run: Run, speaker: Speaker) -> None:
+    saver = InMemorySaver()
+    for limit in (8_000, 1_500):
+        model = ScriptedChatModel([speaker.answer("ok")])
+        agent = create_agemem_agent(
+            model, bank, scope=scope, protocol=speaker.protocol, context_tokens=limit, checkpointer=saver
+        )
+        output = run(agent, saying("x" * 4_000), thread())
+        assert output["budget"].limit == limit
+        assert estimate_context(model.calls[0]) <= limit
+
+
 def test_hosted_models_are_told_that_the_beginning_is_missing_and_ours_are_not(
     bank: MemoryBank, scope: Scope, run: Run
 ) -> None:
