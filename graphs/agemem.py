@@ -126,7 +126,7 @@ class _Agent:
             "stage": 0,
             "numbers": state.get("numbers") or Numbers(),
             "shown": state.get("shown") or [],
-            "budget": state.get("budget") or Budget(limit=self.limit),
+            "budget": (state.get("budget") or Budget(limit=None)).model_copy(update={"limit": self.limit}),
             "tools": [*self.steps.names, *(tool.name for tool in self.steps.tools)],
             "operations": fresh,  # type: ignore[typeddict-item]  # LangGraph's way to empty a channel that adds
             "steps": fresh,  # type: ignore[typeddict-item]

@@ -257,12 +257,12 @@ def test_the_budget_says_how_full_it_is_and_what_had_to_go(
 
 def test_a_conversation_goes_on_under_another_limit(bank: MemoryBank, scope: Scope, run: Run, speaker: Speaker) -> None:
     saver = InMemorySaver()
-    for limit in (8_000, 1_500):
+    for limit in (8_000, 1_900):
         model = ScriptedChatModel([speaker.answer("ok")])
         agent = create_agemem_agent(
             model, bank, scope=scope, protocol=speaker.protocol, context_tokens=limit, checkpointer=saver
         )
-        output = run(agent, saying("x" * 4_000), thread())
+        output = run(agent, saying("x" * 2_000), thread())
         assert output["budget"].limit == limit
         assert estimate_context(model.calls[0]) <= limit
 
