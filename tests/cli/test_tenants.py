@@ -39,7 +39,10 @@ SCOPELESS = {
     "memory rebuild": "remakes the index of the whole folder and shows none of it",
     "eval retrieval": "works in a folder of its own",
     "eval qa": "works in a folder of its own",
-    "eval world": "works on a world of its own, in a folder that is gone afterwards",
+    **dict.fromkeys(
+        ("eval world dialog", "eval world memhop", "eval world babyai"),
+        "works on a world of its own, in a folder that is gone afterwards",
+    ),
     "pretrain": "makes a policy and knows no memories",
     "train": "trains on worlds of its own, and writes to the folder of the run",
     "traces list": "traces belong to whoever may read the file: docs/tracing.md, Privacy",

@@ -32,7 +32,9 @@ def test_the_list_shows_recipes_arms_and_settings(cli: Cli) -> None:
     for part in ("token-class", "arms: grpo, shuffled", "60 steps of 8 tasks x 8 episodes", "temperature 1"):
         assert part in shown.out
     found = {recipe["name"]: recipe for recipe in cli("train", "--list", "--json").json["recipes"]}
-    assert list(found) == ["token-class", "two-node", "memory-r1-manager", "memory-r1-answerer"]
+    of_agemem = ["agemem", "agemem-answer-only", "agemem-rag"]
+    assert list(found) == ["token-class", "two-node", "memory-r1-manager", "memory-r1-answerer", *of_agemem]
+    assert found["agemem"]["arms"] == ["grpo", "shuffled", "code", "no-maintenance", "no-memory"]
     first = found["token-class"]
     assert (first["arms"], first["settings"]["steps"]) == (["grpo", "shuffled"], 60)
     manager, answerer = found["memory-r1-manager"], found["memory-r1-answerer"]
@@ -81,7 +83,11 @@ def test_json_has_null_where_there_is_no_number(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), "name a recipe: memory-r1-answerer, memory-r1-manager, token-class, two-node. See: memweave train --list"),
+        (
+            (),
+            "name a recipe: agemem, agemem-answer-only, agemem-rag, memory-r1-answerer, memory-r1-manager, token-class, two-node. "
+            "See: memweave train --list",
+        ),
         (("two-nod",), "there is no recipe 'two-nod'. Did you mean two-node?"),
         (("two-node", "--arm", "x"), "has no arm 'x'. There are: per-role, broadcast"),
         (("two-node", "--steps", "0"), "'--steps'"),
