@@ -24,7 +24,7 @@ from memweave.trainers.rollouts import Task
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
-from memweave.recipes.running import DIALOG_BASE, _zero_std, default_base, ensure_base, run_recipe  # noqa: E402 - after importorskip
+from memweave.recipes.running import DIALOG_BASE, MEMHOP_BASE, _zero_std, default_base, ensure_base, run_recipe  # noqa: E402 - after importorskip
 from memweave.serving import LocalServer, create_policy, weights_version  # noqa: E402
 
 SMALL = TrainSettings(steps=2, tasks_per_step=2, group_size=2, eval_tasks=2, concurrency=1, save_every=1)
@@ -252,13 +252,14 @@ def test_settings_that_are_not_given_stay() -> None:
 
 
 def test_recipes_are_found_by_name() -> None:
-    names = ("token-class", "two-node", "memory-r1-manager", "memory-r1-answerer")
+    of_agemem = ("agemem", "agemem-answer-only", "agemem-rag")
+    names = ("token-class", "two-node", "memory-r1-manager", "memory-r1-answerer", *of_agemem)
     assert [(name, recipe.name) for name, recipe in recipes().items()] == [(name, name) for name in names]
     with pytest.raises(SettingsError, match="Did you mean two-node"):
         find_recipe("two-nod")
     with pytest.raises(SettingsError, match="Did you mean memory-r1-manager"):
         find_recipe("memory-r1-manger")
-    with pytest.raises(SettingsError, match="There are: memory-r1-answerer, memory-r1-manager, token-class, two-node"):
+    with pytest.raises(SettingsError, match="There are: agemem, agemem-answer-only, agemem-rag, memory-r1-answerer, "):
         find_recipe("poetry")
 
 
@@ -266,7 +267,8 @@ def test_each_recipe_has_a_base_of_its_own(tmp_path: Path) -> None:
     where = {name: default_base(tmp_path, recipe) for name, recipe in recipes().items()}
     assert where["token-class"] == where["two-node"] == default_base(tmp_path) == tmp_path / "policies" / "tiny"
     assert where["memory-r1-manager"] == where["memory-r1-answerer"] == DIALOG_BASE
-    assert DIALOG_BASE.parent.name == "policies"
+    assert {where[name] for name in ("agemem", "agemem-answer-only", "agemem-rag")} == {MEMHOP_BASE}
+    assert DIALOG_BASE.parent.name == MEMHOP_BASE.parent.name == "policies"
 
 
 def staged(recipe: Recipe, settings: TrainSettings, opened: ExitStack) -> Stage:
@@ -276,7 +278,7 @@ def staged(recipe: Recipe, settings: TrainSettings, opened: ExitStack) -> Stage:
         Staging(
             arm=next(iter(recipe.arms)),
             settings=settings,
-            place=Place(out=Path("out"), base=Path("base")),
+            place=Place(out=Path("out"), base=default_base(Path("home"), recipe)),
             model_of=lambda role: model,
             model_at=lambda role, temperature: model,
             base_at=lambda role, temperature: model,
