@@ -17,6 +17,7 @@ NAMES = (
     "search",
     "bank",
     "remember",
+    "agemem",
     "loop_lag",
     "capture",
     "rows",
