@@ -276,7 +276,11 @@ def run(call: Call | Outcome, at: Workplace, config: RunnableConfig | None = Non
     outcome = call if isinstance(call, Outcome) else _ran(call, at, config)
     if not _to_log(outcome):
         return outcome
-    return outcome.model_copy(update={"ops": (at.store.reject(outcome.text, scope=at.scope, **_rejected(call, at)),)})
+    try:
+        failure = at.store.reject(outcome.text, scope=at.scope, **_rejected(call, at))
+    except Exception as error:
+        return _caught(call, error)
+    return outcome.model_copy(update={"ops": (failure,)})
 
 
 async def arun(call: Call | Outcome, at: Workplace, config: RunnableConfig | None = None) -> Outcome:
@@ -284,7 +288,10 @@ async def arun(call: Call | Outcome, at: Workplace, config: RunnableConfig | Non
     outcome = call if isinstance(call, Outcome) else await _aran(call, at, config)
     if not _to_log(outcome):
         return outcome
-    failure = await at.store.areject(outcome.text, scope=at.scope, **_rejected(call, at))
+    try:
+        failure = await at.store.areject(outcome.text, scope=at.scope, **_rejected(call, at))
+    except Exception as error:
+        return _caught(call, error)
     return outcome.model_copy(update={"ops": (failure,)})
 
 
@@ -346,7 +353,7 @@ async def _aran(call: Call, at: Workplace, config: RunnableConfig | None) -> Out
         return _caught(call, error)
 
 
-def _caught(call: Call, error: Exception) -> Outcome:
+def _caught(call: Call | Outcome, error: Exception) -> Outcome:
     """Return what a tool's failure is to the model. What is no fault of its stays an error: a server that is away, another's data."""
     if isinstance(error, UnavailableError | ScopeError | GraphBubbleUp):
         raise error

@@ -131,6 +131,14 @@ AGEMEM = [
         TOOLS,
     ),
     Fault(
+        "wrong-writes-leave-no-trace",
+        "a write to a memory that does not exist is not in the log",
+        "agents/memory_tools.py",
+        'outcome.fault in ("bad_arguments", "unknown_memory", "changed_meanwhile")',
+        'outcome.fault in ("bad_arguments", "changed_meanwhile")',
+        TOOLS,
+    ),
+    Fault(
         "foreign-scope-told-to-the-model",
         "reaching for another's data is a slip of the model",
         "agents/memory_tools.py",

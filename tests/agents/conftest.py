@@ -50,8 +50,6 @@ def use(request: pytest.FixtureRequest) -> Use:
 
     def made(at: Workplace, name: str, reason: str = "She said so.", /, **arguments: Any) -> Outcome:
         call = checked(called(name, arguments), names=ALL, reason=reason)
-        if isinstance(call, Outcome):
-            return call
         return run(call, at) if request.param == "sync" else asyncio.run(arun(call, at))
 
     return made

@@ -9,7 +9,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolCall
 
 from memweave.agents.memory_tools import LONG_TERM, SHORT_TERM, Outcome, Workplace
-from memweave.records import Memory, OpKind, ProposedOp
+from memweave.records import Memory, OpKind, OpStatus, ProposedOp
 
 ALL = (*LONG_TERM, *SHORT_TERM)
 Use = Callable[..., Outcome]
@@ -31,6 +31,13 @@ def remember(at: Workplace, *texts: str, **fields: Any) -> tuple[list[Memory], W
     ops = [ProposedOp(kind=OpKind.ADD, text=text, reason="said", actor="test", **fields) for text in texts]
     made = [op.after for op in at.store.apply(ops, scope=at.scope) if op.after]
     return made, replace(at, numbers=at.numbers.including([memory.id for memory in made]))
+
+
+def logged_failure(at: Workplace, outcome: Outcome) -> bool:
+    """Return whether the outcome is in the log, last, as an operation that failed and changed nothing."""
+    op = at.store.log(scope=at.scope)[-1]
+    who = (op.actor, op.policy_version, op.run_id) == (at.actor, at.policy_version, at.run_id)
+    return who and outcome.ops == (op,) and (op.status, op.error, op.after) == (OpStatus.FAILED, outcome.text, None)
 
 
 def texts(at: Workplace) -> list[str]:

@@ -21,7 +21,6 @@ from memweave.agents.memory_tools import (
     SCHEMAS,
     SUMMARY,
     UPDATE,
-    Call,
     Numbers,
     Outcome,
     Workplace,
@@ -32,7 +31,7 @@ from memweave.agents.memory_tools import (
 from memweave.errors import ModelReplyError, ScopeError, StorageFullError, UnavailableError
 from memweave.memory_stores import MemoryStore
 from memweave.records import OpKind, ProposedOp, Scope, new_id
-from tests.agents.memory_work import ALL, CONTEXT, Use, called, remember, texts
+from tests.agents.memory_work import ALL, CONTEXT, Use, called, logged_failure, remember, texts
 
 # arguments
 
@@ -72,13 +71,14 @@ def test_wrong_arguments_change_nothing_and_say_what_is_needed(
 ) -> None:
     _, at = remember(at, "tea")
     outcome = use(at, name, **arguments)
-    assert (outcome.ok, outcome.fault, outcome.ops, outcome.edit) == (False, "bad_arguments", (), None)
+    assert (outcome.ok, outcome.fault, outcome.edit) == (False, "bad_arguments", None)
     assert outcome.text.startswith("Error: ")
     assert said in outcome.text
     assert len(outcome.text) < 400
     assert "pydantic" not in outcome.text
     assert texts(at) == ["tea"]
-    assert len(at.store.log(scope=at.scope)) == 1
+    assert logged_failure(at, outcome) == (name in LONG_TERM)  # what only looks, or shortens, writes nothing
+    assert len(at.store.log(scope=at.scope)) == 1 + (name in LONG_TERM)
 
 
 def test_arguments_nested_without_end_are_refused(at: Workplace, use: Use) -> None:
@@ -116,6 +116,8 @@ def test_a_number_that_was_not_shown_is_no_memory(
     outcome = use(at, name, memory_id=number, **more)
     assert outcome.fault == "unknown_memory"
     assert "Numbers go from 1 to 2; retrieve before you change one." in outcome.text
+    assert logged_failure(at, outcome)
+    assert at.store.log(scope=at.scope)[-1].reason == "She said so."
     assert texts(at) == ["tea", "rye"]
 
 
@@ -132,7 +134,7 @@ def test_a_memory_that_somebody_deleted_is_gone(at: Workplace, use: Use, name: s
     gone = ProposedOp(kind=OpKind.DELETE, memory_id=memory.id, reason="no more", actor="test")
     at.store.apply([gone], scope=at.scope)
     outcome = use(at, name, memory_id="1", **more)
-    assert (outcome.fault, outcome.ops) == ("unknown_memory", ())
+    assert (outcome.fault, logged_failure(at, outcome)) == ("unknown_memory", True)
     assert outcome.text == "Error: that memory does not exist any more. Retrieve before you change one."
     assert texts(at) == []
 
@@ -200,7 +202,7 @@ def test_a_memory_that_changes_between_reading_and_writing_is_left_as_it_is(
     (memory,), at = remember(at, "tea")
     change = ProposedOp(kind=OpKind.UPDATE, memory_id=memory.id, text="green tea", reason="meanwhile", actor="test")
     outcome = use(meddled(at, "apply", lambda: at.store.apply([change], scope=at.scope)), name, memory_id="1", **more)
-    assert (outcome.fault, outcome.ops) == ("changed_meanwhile", ())
+    assert (outcome.fault, logged_failure(at, outcome)) == ("changed_meanwhile", True)
     assert outcome.text == "Error: the memory was changed meanwhile. Retrieve it again."
     assert texts(at) == ["green tea"]
 
@@ -219,6 +221,8 @@ def test_a_memory_that_changes_between_reading_and_writing_is_left_as_it_is(
         ("apply", ADD, {"content": "tea"}),
         ("search", RETRIEVE, {"query": "tea"}),
         ("get", UPDATE, {"memory_id": "1", "content": "x"}),
+        ("reject", ADD, {}),
+        ("reject", DELETE, {"memory_id": "9", "confirmation": True}),
     ],
 )
 def test_a_store_that_fails_is_told_without_its_insides(
@@ -234,7 +238,8 @@ def test_a_store_that_fails_is_told_without_its_insides(
 
 @pytest.mark.parametrize("error", [UnavailableError("Qdrant is away"), ScopeError("not yours"), GraphInterrupt(())])
 @pytest.mark.parametrize(
-    ("method", "name", "arguments"), [("apply", ADD, {"content": "x"}), ("search", RETRIEVE, {"query": "x"})]
+    ("method", "name", "arguments"),
+    [("apply", ADD, {"content": "x"}), ("search", RETRIEVE, {"query": "x"}), ("reject", ADD, {})],
 )
 def test_what_is_no_fault_of_the_model_stays_an_error(
     at: Workplace, use: Use, error: Exception, method: str, name: str, arguments: dict[str, Any]
@@ -285,8 +290,6 @@ def test_no_arguments_raise_and_both_ways_of_running_agree(at: Workplace, name: 
         here = replace(at, scope=Scope(tenant=f"{at.scope.tenant} {how}", user="anna"), numbers=Numbers())
         _, here = remember(here, *([] if at.store.memories(scope=here.scope) else ["tea"]))
         call = checked(called(name, arguments), names=ALL, reason="why")
-        if not isinstance(call, Call):
-            return call
         return run(call, here) if how == "sync" else asyncio.run(arun(call, here))
 
     one, other = outcome("sync"), outcome("async")
