@@ -165,6 +165,11 @@ def _same(one: ToolCall, other: ToolCall) -> bool:
     return one["name"] == other["name"] and one["args"] == other["args"]
 
 
+def tools_line(names: Sequence[str]) -> str:
+    """Return the one line that tells a small policy which tools it has; it was trained on them."""
+    return f"Tools: {', '.join(names) or 'none'}."
+
+
 def tools_block(specs: Sequence[dict[str, Any]], tools: Sequence[BaseTool] = ()) -> str:
     """Return the tools as a system prompt lists them: one line of JSON each, in <tools> tags."""
     listed = [*specs, *(convert_to_openai_tool(tool) for tool in tools)]

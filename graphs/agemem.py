@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Annotated, Final, Literal, TypedDict
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, SystemMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.graph import END, START, StateGraph, add_messages
@@ -34,8 +34,7 @@ from memweave.agents.context import (
 )
 from memweave.agents.llm import DEFAULT_TIMEOUT
 from memweave.agents.memory_tools import LONGEST_QUERY, TOP_K, Numbers
-from memweave.agents.prompts import load_prompt
-from memweave.errors import InputError, SettingsError
+from memweave.errors import SettingsError
 from memweave.graphs.agemem_context import AgeMemContext, agent_prompt
 from memweave.graphs.agemem_fitting import fitted, least
 from memweave.graphs.agemem_state import Acted, Budget, Protocol, StepState, Variant
@@ -56,6 +55,7 @@ from memweave.graphs.session import (
     Node,
     current_run_id,
     current_scope,
+    new_messages,
     quiet_known_types,
 )
 from memweave.models import chat_model
@@ -112,7 +112,7 @@ class _Agent:
     def accept(self, state: AgentState, config: RunnableConfig) -> AgentState:
         """Take the new messages into the context."""
         messages = state.get("messages") or []
-        new = _new_messages(messages)
+        new = new_messages(messages)
         system = SystemMessage(self._prompt(), id="system")
         asked = {message.id for message in new}  # some may be there already: the run that brought them broke off
         before = state.get("context") or self._earlier(messages, new)
@@ -141,10 +141,7 @@ class _Agent:
         return list(messages[: len(messages) - len(new)])
 
     def _prompt(self) -> str:
-        given = agent_prompt() or self.instructions
-        if self.steps.protocol == "native":
-            return given or load_prompt("agemem").text
-        return f"{given or load_prompt('agemem_text').text}\n\n{self.steps.listed}"
+        return self.steps.instructions(agent_prompt() or self.instructions)
 
     # what fits is put beside the new messages: variant `rag`
 
@@ -286,18 +283,6 @@ def _without_tags(said: list[AnyMessage], answer: str) -> list[AnyMessage]:
     return [said[0].model_copy(update={"content": answer})]
 
 
-def _new_messages(messages: Sequence[AnyMessage]) -> list[AnyMessage]:
-    """Return the user's messages since the last reply. Raises `InputError` when there is none."""
-    new: list[AnyMessage] = []
-    for message in reversed(messages):
-        if not isinstance(message, HumanMessage):
-            break
-        new.insert(0, message)
-    if not new:
-        raise InputError("There is nothing new to reply to: the last message has to be the user's")
-    return new
-
-
 def _is_prompt(message: BaseMessage) -> bool:
     return isinstance(message, SystemMessage) and message.id == "system"
 
@@ -340,6 +325,7 @@ def create_agemem_agent(
     count_tokens: ContextCounter = estimate_context,
     filter_threshold: float = FILTER_THRESHOLD,
     top_k: int | None = None,
+    tolerant: bool = False,
     timeout: float = DEFAULT_TIMEOUT,
     checkpointer: Checkpointer = None,
 ) -> AgeMemAgent:
@@ -353,7 +339,7 @@ def create_agemem_agent(
     protocol: `native` calls or `text` tags; by default text for policies of ours, native otherwise.
     summarizer: who shortens; by default the model.  count_tokens: counts messages; the default estimates.
     filter_threshold: cosine from which FILTER removes; it belongs to the bank's embedding.  top_k: fixes how many memories
-    RETRIEVE returns.
+    RETRIEVE returns.  tolerant: read unclosed tags, and calls that are there twice, as the released code does (text protocol).
     timeout: seconds for one reply.
 
     Raises `SettingsError` for a variant or a tool's name that cannot be, `InputError` for a budget below 1.
@@ -371,6 +357,7 @@ def create_agemem_agent(
         count=count_tokens,
         threshold=filter_threshold,
         top_k=top_k,
+        tolerant=tolerant,
         timeout=timeout,
     )
     check_limit(context_tokens)

@@ -36,8 +36,8 @@ from memweave.agents.context import (
 )
 from memweave.agents.llm import DEFAULT_TIMEOUT
 from memweave.agents.memory_tools import LONGEST_QUERY, TOP_K, Numbers
-from memweave.agents.prompts import load_prompt
 from memweave.agents.rendering import Profile
+from memweave.agents.tool_protocol import tools_line
 from memweave.errors import InputError
 from memweave.graphs.agemem_context import AgeMemContext, agent_prompt
 from memweave.graphs.agemem_reward import EpisodeLog
@@ -157,11 +157,7 @@ class _Episode:
 
     def _prompt(self) -> str:
         given = agent_prompt()
-        if self.profile == "none":
-            return given or f"Tools: {', '.join(self.steps.names) or 'none'}."
-        if self.steps.protocol == "native":
-            return given or load_prompt("agemem").text
-        return f"{given or load_prompt('agemem_text').text}\n\n{self.steps.listed}"
+        return given or tools_line(self.steps.names) if self.profile == "none" else self.steps.instructions(given)
 
     def feed(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
         """Give the next message; wipe the context where stage 1 has ended."""
@@ -296,12 +292,8 @@ class _Episode:
                 "exhausted": spent and not answered and not over,
             }
         if over or ((answered or spent) and state["feed_index"] >= len(_fed(state["task"], stage))):
-            update |= {"stage": self._next_stage(state), "feed_index": 0}
+            update |= _next_stage(state)
         return update
-
-    @staticmethod
-    def _next_stage(state: EpisodeState) -> int:
-        return 3 if state["stage"] == 2 or not state["task"].distractors else 2
 
     # the end
 
@@ -333,6 +325,11 @@ class _Episode:
         }
         score = self.judge(state["task"], outcome) if self.judge else None
         return {**outcome, "reward": score}  # type: ignore[typeddict-item]  # an outcome is part of the state
+
+
+def _next_stage(state: EpisodeState) -> EpisodeState:
+    """Return what begins the stage after the present one; without distractors there is no second."""
+    return {"stage": 3 if state["stage"] == 2 or not state["task"].distractors else 2, "feed_index": 0}
 
 
 def _fed(task: EpisodeTask, stage: int) -> Sequence[str]:
@@ -380,7 +377,7 @@ def after_act(rounds: tuple[int, int, int]) -> Callable[[EpisodeState], str]:
 
 def skip(state: EpisodeState, config: RunnableConfig) -> EpisodeState:
     """Leave out the rest of a stage."""
-    return {"stage": 3 if state["stage"] == 2 or not state["task"].distractors else 2, "feed_index": 0}
+    return _next_stage(state)
 
 
 async def askip(state: EpisodeState, config: RunnableConfig) -> EpisodeState:
@@ -411,6 +408,7 @@ def create_agemem_episode_graph(
     count_tokens: ContextCounter = estimate_context,
     filter_threshold: float = FILTER_THRESHOLD,
     top_k: int | None = TOP_K,
+    tolerant: bool = False,
     timeout: float = DEFAULT_TIMEOUT,
 ) -> EpisodeGraph:
     """Return the three-stage episode that AgeMem's policy is trained on.
@@ -435,6 +433,7 @@ def create_agemem_episode_graph(
         count=count_tokens,
         threshold=filter_threshold,
         top_k=top_k,
+        tolerant=tolerant,
         dated=False,
         tool_role=profile == "none",
         timeout=timeout,

@@ -45,6 +45,7 @@ from memweave.agents.memory_tools import (
     run,
     tool_specs,
 )
+from memweave.agents.prompts import load_prompt
 from memweave.agents.recall import recalled_message
 from memweave.agents.tool_protocol import (
     TOO_DEEP,
@@ -149,17 +150,22 @@ class AgentSteps:
         messages, own = self.asked(context, shown, prompt, config)
         return self._replied(await aask(self._bound, messages, own, self.timeout))
 
+    def instructions(self, given: str | None) -> str:
+        """Return the system prompt: the one that is given, else the shipped one; in the text protocol with the tools."""
+        if self.protocol == "native":
+            return given or load_prompt("agemem").text
+        return f"{given or load_prompt('agemem_text').text}\n\n{self._listed}"
+
     @cached_property
-    def listed(self) -> str:
-        """Return the tools as a prompt of the text protocol lists them."""
+    def _listed(self) -> str:
         return tools_block(tool_specs(self.names), self.tools)
 
     @cached_property
     def _bound(self) -> BaseChatModel:
         if self.protocol == "text" or not (self.names or self.tools):
             return self.model
-        bound: Any = self.model.bind_tools([*tool_specs(self.names), *self.tools])
-        return bound  # type: ignore[no-any-return]  # a Runnable with the model's own invoke and ainvoke
+        # A Runnable, with the model's own invoke and ainvoke.
+        return cast("BaseChatModel", self.model.bind_tools([*tool_specs(self.names), *self.tools]))
 
     def own(self) -> bool:
         """Return whether the model is a policy of ours: it reads a conversation of any shape, tool messages included."""
@@ -304,11 +310,8 @@ class AgentSteps:
         numbers = numbers.including([memory.id for memory in memories])
         if self.protocol == "text":
             return ToolMessage(numbers.lines(memories), tool_call_id="recall", id=str(new_id())), numbers
-        shown = numbers.lines(memories).replace("<", "&lt;")
-        message = recalled_message(()).model_copy(
-            update={"content": f"<memories>\n{shown}\n</memories>", "id": str(new_id())}
-        )
-        return message, numbers
+        message = recalled_message(memories, numbers.lines(memories))
+        return message.model_copy(update={"id": str(new_id())}), numbers
 
     def measured(self, context: Sequence[BaseMessage], budget: Budget, dropped: int = 0) -> Budget:
         """Return the budget with what the context takes now."""
@@ -426,17 +429,3 @@ def check_limit(limit: int | None) -> int | None:
     if limit is not None and limit < 1:
         raise InputError(f"context_tokens = {limit}: give 1 at least, or None for no limit")
     return limit
-
-
-__all__ = [
-    "TOOLS_OF",
-    "AgentSteps",
-    "StepLog",
-    "Variant",
-    "as_context",
-    "check_limit",
-    "check_tools",
-    "log_of",
-    "protocol_for",
-    "shown_in",
-]

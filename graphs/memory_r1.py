@@ -48,6 +48,7 @@ from memweave.graphs.session import (
     current_scope,
     current_thread,
     emit,
+    new_messages,
     quiet_known_types,
 )
 from memweave.models import chat_model
@@ -142,7 +143,7 @@ class _Agent:
     def _turns(self, state: AgentState, config: RunnableConfig) -> list[Turn]:
         """Return the new messages as turns; one without text (an image alone) holds nothing to remember."""
         scope, dialogue, messages = current_scope(self.scope), _dialogue(config), state.get("messages", [])
-        new = _new_messages(messages)
+        new = new_messages(messages)
         before = messages[-len(new) - 1] if len(messages) > len(new) else None
         previous = before.text if isinstance(before, AIMessage) and not _rests_on_memories(before) else None
         turns: list[Turn] = []
@@ -153,7 +154,7 @@ class _Agent:
         return turns
 
     def _accepted(self, state: AgentState, turns: Sequence[Turn], config: RunnableConfig) -> AgentState:
-        query = "\n".join(message.text for message in _new_messages(state["messages"]))
+        query = "\n".join(message.text for message in new_messages(state["messages"]))
         return {
             "dialogue": _dialogue(config),
             "new": [turn.source_id for turn in turns],
@@ -210,7 +211,7 @@ class _Agent:
     def _chat_messages(self, state: AgentState) -> list[BaseMessage]:
         """Return what the model sees: the latest messages, with the memories as data before the new ones."""
         messages = state["messages"]
-        new = _new_messages(messages)
+        new = new_messages(messages)
         earlier = _from_a_user(messages[: -len(new)][-self.window :]) if self.window else []
         memories = [recalled_message(state["recalled"])] if state["recalled"] else []
         return [SystemMessage(_chat_prompt()), *earlier, *memories, *new]
@@ -265,21 +266,6 @@ def _task(
     own = construction.config or RunnableConfig()
     configurable = {**(config.get("configurable") or {}), _DURABILITY: "async"}
     return task, {**config, "recursion_limit": own["recursion_limit"], "configurable": configurable}
-
-
-def _new_messages(messages: Sequence[AnyMessage]) -> list[HumanMessage]:
-    """Return the user's messages since the last reply.
-
-    Raises `InputError` when there is none.
-    """
-    new: list[HumanMessage] = []
-    for message in reversed(messages):
-        if not isinstance(message, HumanMessage):
-            break
-        new.insert(0, message)
-    if not new:
-        raise InputError("There is nothing new to reply to: the last message has to be the user's")
-    return new
 
 
 def _from_a_user(messages: Sequence[AnyMessage]) -> list[AnyMessage]:

@@ -8,17 +8,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypedDict, TypeVar
 
 from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
+from langchain_core.messages import BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langgraph.config import get_config
 from langgraph.runtime import Runtime, get_runtime
 from pydantic import ValidationError
 
-from memweave.errors import ScopeError
+from memweave.errors import InputError, ScopeError
 from memweave.memory_stores import MemoryStore, bank_in_use
 from memweave.records import MemoryOp, Scope, new_id
 from memweave.tracing.attribution import MEMORY_OP_EVENT
@@ -141,6 +142,21 @@ def current_thread(config: RunnableConfig) -> str | None:
     """Return the id of the thread that the run belongs to, if it has one."""
     thread = (config.get("configurable") or {}).get("thread_id")
     return None if thread is None else str(thread)
+
+
+def new_messages(messages: Sequence[BaseMessage]) -> list[HumanMessage]:
+    """Return the user's messages since the last reply.
+
+    Raises `InputError` when there is none.
+    """
+    new: list[HumanMessage] = []
+    for message in reversed(messages):
+        if not isinstance(message, HumanMessage):
+            break
+        new.insert(0, message)
+    if not new:
+        raise InputError("There is nothing new to reply to: the last message has to be the user's")
+    return new
 
 
 class MemoryEvent(TypedDict):

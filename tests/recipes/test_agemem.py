@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from memweave.agents.memory_tools import LONG_TERM, SHORT_TERM
-from memweave.agents.tool_protocol import read_text_turn
+from memweave.agents.tool_protocol import read_text_turn, tools_line
 from memweave.errors import InputError, SettingsError
 from memweave.graphs.agemem_reward import ANSWER_ONLY, PAPER
 from memweave.recipes import Place, find_recipe
@@ -282,4 +282,4 @@ def test_the_line_that_names_the_tools_is_the_graphs(policy: PolicyFolder) -> No
     from memweave.testing.models import ScriptedChatModel
 
     episodes.evaluate(ScriptedChatModel(play), policy.path, task, PAPER)  # type: ignore[arg-type]
-    assert set(seen) == {teaching.system_line(FULL)}
+    assert set(seen) == {tools_line(FULL)}

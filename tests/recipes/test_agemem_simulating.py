@@ -12,7 +12,7 @@ from memweave.agents.context import ExtractiveSummarizer
 from memweave.agents.memory_tools import LONG_TERM, SHORT_TERM
 from memweave.graphs.agemem_episode import create_agemem_episode_graph
 from memweave.graphs.agemem_reward import ANSWER_ONLY
-from memweave.graphs.agemem_steps import Variant
+from memweave.graphs.agemem_state import Variant
 from memweave.memory_stores import use_bank
 from memweave.recipes.agemem import episodes, teaching
 from memweave.recipes.agemem.simulating import (

@@ -13,7 +13,7 @@ from memweave.cli.eval import progress_bar
 from memweave.errors import SettingsError
 
 if TYPE_CHECKING:
-    from memweave.graphs.agemem_steps import Variant
+    from memweave.graphs.agemem_state import Variant
     from memweave.recipes.agemem.evaluation import MemHopResult
     from memweave.worlds.memhop import Split
 
@@ -32,7 +32,7 @@ def memhop(
         typer.Option(
             "--policy",
             metavar="P",
-            help="base, script, script-tidy, script-habits, a trained policy's folder, or a model.",
+            help="base, script, script-idle, script-tidy, script-habits, a trained policy's folder, or a model.",
         ),
     ] = "base",
     episodes: Annotated[
@@ -71,7 +71,7 @@ def memhop(
     from memweave.recipes.running import MEMHOP_BASE
 
     settings = Settings.load()
-    world = control(None, distractors=distractors, p_stale=p_stale, mode="related" if related else None)
+    world = control(distractors, p_stale, related=related)
     with progress_bar() as report:
         found = evaluate_memhop(
             cast("Variant", agent),

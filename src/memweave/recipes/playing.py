@@ -197,7 +197,7 @@ def _model(
 def _memory_agent(model: BaseChatModel, bank: MemoryBank, variant: str, seed: int, max_steps: int) -> AgentFactory:
     """Return what makes AgeMem's agent; each one that it makes has a memory of its own, empty at first."""
     from memweave.graphs.agemem import create_agemem_agent
-    from memweave.graphs.agemem_steps import Variant
+    from memweave.graphs.agemem_state import Variant
 
     numbers = count()
     return lambda tools: create_agemem_agent(

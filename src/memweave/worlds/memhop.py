@@ -62,7 +62,7 @@ class MemHopSettings:
     hops: tuple[float, float, float] = (0.5, 0.4, 0.1)
     """Share of questions that take one, two and three facts."""
     mode: Literal["unrelated", "related"] = "unrelated"
-    """related: small talk names people of the chain, with a relation that is not asked."""
+    """related: small talk names people of the chain."""
 
     def __post_init__(self) -> None:
         for name in ("p_stale", "p_gold_stale", "p_param", "p_restated"):

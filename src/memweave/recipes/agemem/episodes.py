@@ -27,7 +27,7 @@ from memweave.graphs.agemem_episode import (
     create_agemem_episode_graph,
 )
 from memweave.graphs.agemem_reward import Judged, RewardSettings, added, retrieved, reward, tool_counts
-from memweave.graphs.agemem_steps import Variant
+from memweave.graphs.agemem_state import Variant
 from memweave.memory_stores import MemoryBank, SearchConfig, open_bank
 from memweave.recipes.agemem.lessons import context_tokens
 from memweave.recipes.agemem.simulating import (
@@ -39,7 +39,6 @@ from memweave.recipes.agemem.simulating import (
     THRESHOLD,
     TOP_K,
 )
-from memweave.records import Scope
 from memweave.serving.policy_folder import load_policy_folder
 from memweave.serving.tool_text import template_messages
 from memweave.tracing import Score, Trace
@@ -51,10 +50,6 @@ LIMIT: Final = 256
 COSINE: Final = SearchConfig(dense_weight=1.0, bm25_weight=0.0, speaker_boost=1.0, names_in_query=True)
 """Ranking by cosine alone, as the paper's Eq. 8."""
 TOOLS: Final = (*LONG_TERM, *SHORT_TERM)
-MEASURED: Final = ("em", "mq", "tokens", "answered", "overflowed")
-"""Parts of a score that are in no reward, beside `calls:TOOL`."""
-
-Reward = Callable[[Task, Any, Trace], Score | None]
 
 
 @contextmanager
@@ -248,8 +243,3 @@ def evaluate(
             **{name: fmean(each[name] for each in parts) for name in names},
         },
     )
-
-
-def user_scope(task: MemHopTask) -> Scope:
-    """Return whose memory an episode has."""
-    return Scope(user=task.id)

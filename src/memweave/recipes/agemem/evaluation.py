@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from memweave.errors import InputError, SettingsError
 from memweave.graphs.agemem_reward import PAPER
-from memweave.graphs.agemem_steps import TOOLS_OF, Variant
+from memweave.graphs.agemem_state import TOOLS_OF, Variant
 from memweave.metrics import hierarchical_bootstrap
 from memweave.models import chat_model, providers
 from memweave.recipes.agemem import episodes, players
@@ -86,10 +86,10 @@ def evaluate_memhop(
 ) -> MemHopResult:
     """Let a policy play episodes of MemHop.
 
-    agent: `full`, `rag` or `none`.  policy: `base`, `script`, `script-tidy`, `script-habits`, the folder of a trained adapter or
-    policy, or a specification for `chat_model`.  number: episodes, by default all of the split.  seeds: times that they are
-    played, each with its own sampling.  threshold: cosine from which FILTER removes.  base: policy that plays `base`, that adapters
-    belong to, and whose tokenizer counts the context.
+    agent: `full`, `rag` or `none`.  policy: `base`, a script (`script`, `script-idle`, `script-tidy`, `script-habits`), the folder of
+    a trained adapter or policy, or a specification for `chat_model`.  number: episodes, by default all of the split.  seeds: times
+    that they are played, each with its own sampling.  threshold: cosine from which FILTER removes.  base: policy that plays `base`,
+    that adapters belong to, and whose tokenizer counts the context.
 
     Raises `SettingsError` for an unknown name, `InputError` for a folder or a number that cannot be, `UnavailableError` when a model
     does not answer.
@@ -196,6 +196,12 @@ def _model(
     )
 
 
-def control(world: MemHopSettings | None, **changed: object) -> MemHopSettings:
-    """Return the settings of the world with what is given and not `None`."""
-    return replace(world or MemHopSettings(), **{k: v for k, v in changed.items() if v is not None})  # type: ignore[arg-type]  # the keys are its own
+def control(distractors: int | None, p_stale: float | None, *, related: bool) -> MemHopSettings:
+    """Return the settings of the world with what is not `None`."""
+    own = MemHopSettings()
+    return replace(
+        own,
+        distractors=own.distractors if distractors is None else distractors,
+        p_stale=own.p_stale if p_stale is None else p_stale,
+        mode="related" if related else own.mode,
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,11 +12,10 @@ from memweave.agents.memory_tools import RETRIEVE, UPDATE
 from memweave.agents.tool_protocol import read_text_turn
 from memweave.recipes.agemem.lessons import FULL
 from memweave.recipes.agemem.simulating import ROUNDS, Simulator, Turn, teacher
-from memweave.recipes.agemem.teaching import CLEAN, Said
+from memweave.recipes.agemem.teaching import PERFECT, Said
 from memweave.tracing.records import Sampling
 from memweave.worlds.memhop import MemHop, MemHopTask, score
 
-PERFECT: Final = replace(CLEAN, manage=0.0)
 LONGEST: Final = 96
 """Most tokens of a turn."""
 

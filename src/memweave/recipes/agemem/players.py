@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import random
 import threading
+from dataclasses import replace
 from typing import Final
 
 from langchain_core.messages import BaseMessage
 
 from memweave.recipes.agemem import teaching
-from memweave.recipes.agemem.teaching import CLEAN, Habits
+from memweave.recipes.agemem.teaching import CLEAN, PERFECT, Habits
 from memweave.serving.tool_text import template_messages
 from memweave.testing.models import ScriptedChatModel
 
 SCRIPTS: Final[dict[str, Habits]] = {
     "script": CLEAN,
-    "script-tidy": Habits(skip=0.0, keep_old=0.0, stop_early=0.0, manage=0.33),
+    "script-idle": PERFECT,
+    "script-tidy": replace(CLEAN, manage=0.33),
     "script-habits": Habits(),
 }
-"""script: stores, updates and follows everything, and manages its context now and then; script-tidy: more often; script-habits: the teacher
-of the base policy."""
+"""script: stores, updates and follows everything, and manages its context now and then; script-idle: never; script-tidy: more often;
+script-habits: the teacher of the base policy."""
 
 
 def script(name: str, seed: int = 0) -> ScriptedChatModel:

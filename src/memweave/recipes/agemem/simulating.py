@@ -18,7 +18,7 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
 from memweave.agents.context import ExtractiveSummarizer
 from memweave.agents.memory_tools import ADD, FILTER, RETRIEVE, SUMMARY, UPDATE
-from memweave.agents.tool_protocol import read_text_turn
+from memweave.agents.tool_protocol import read_text_turn, tools_line
 from memweave.embeddings import HashingEmbedder, Vectors
 from memweave.recipes.agemem import teaching
 from memweave.recipes.agemem.teaching import Said
@@ -102,7 +102,7 @@ class Simulator:
         stages = (task.messages, task.distractors, (task.question,))
         for stage, feed in enumerate(stages, 1):
             if stage < 3:
-                self.context = [_Message("system", teaching.system_line(self.names))]
+                self.context = [_Message("system", tools_line(self.names))]
             for message in feed:
                 self._feed(stage, message)
                 if self._over() or not self._turns(stage):

@@ -11,10 +11,11 @@ import json
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from memweave.agents.memory_tools import ADD, FILTER, LONG_TERM, RETRIEVE, SHORT_TERM, SUMMARY, UPDATE
+from memweave.agents.tool_protocol import tools_line
 from memweave.worlds.memhop import (
     NAMES,
     RELATIONS,
@@ -53,11 +54,8 @@ class Habits:
 
 
 CLEAN: Final = Habits(skip=0.0, keep_old=0.0, stop_early=0.0, manage=0.12)
-
-
-def system_line(names: Sequence[str]) -> str:
-    """Return the one line that tells a small policy which tools it has."""
-    return f"Tools: {', '.join(names) or 'none'}."
+PERFECT: Final = replace(CLEAN, manage=0.0)
+"""Always right, and never manages its context: what the gate compares with, and what overflows are counted of."""
 
 
 def reply(said: Sequence[Said], habits: Habits, rng: random.Random) -> str:
@@ -174,7 +172,7 @@ Exchange = tuple[tuple[Said, ...], str]
 def question_lesson(rng: random.Random, habits: Habits, questions: int = 4) -> list[Exchange]:
     """Return a conversation of several questions, each with memories that a search might have found for it."""
     names = (*LONG_TERM, *SHORT_TERM)
-    said: list[Said] = [("system", system_line(names))]
+    said: list[Said] = [("system", tools_line(names))]
     done: list[Exchange] = []
     numbers = list(range(1, 16))
     for _ in range(questions):
@@ -198,7 +196,7 @@ def question_lesson(rng: random.Random, habits: Habits, questions: int = 4) -> l
 
 def update_lesson(rng: random.Random, habits: Habits, messages: int = 5) -> list[Exchange]:
     """Return a conversation of corrections, each with memories that a search might have found for it."""
-    said: list[Said] = [("system", system_line((*LONG_TERM, *SHORT_TERM)))]
+    said: list[Said] = [("system", tools_line((*LONG_TERM, *SHORT_TERM)))]
     done: list[Exchange] = []
     for _ in range(messages):
         (old,) = _random_chain(rng, 1)

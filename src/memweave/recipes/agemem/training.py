@@ -12,7 +12,7 @@ from typing import Any, Final
 from pydantic import JsonValue
 
 from memweave.graphs.agemem_reward import ANSWER_ONLY, CODE, PAPER, RewardSettings
-from memweave.graphs.agemem_steps import Variant
+from memweave.graphs.agemem_state import Variant
 from memweave.recipes.agemem import episodes
 from memweave.recipes.recipe import REPLY_SECONDS, Arm, Recipe, Stage, Staging, TrainSettings
 from memweave.trainers.credit import broadcast, shuffled
