@@ -16,9 +16,10 @@ from memweave.errors import InputError, SettingsError
 from memweave.graphs.agemem_reward import ANSWER_ONLY, PAPER
 from memweave.recipes import Place, find_recipe
 from memweave.recipes.agemem import episodes, players, teaching
-from memweave.recipes.agemem.lessons import Reply, context_tokens, conversations, prompt_ids, rows, token_row
+from memweave.recipes.agemem.lessons import conversations, rows
 from memweave.recipes.agemem.simulating import Simulator, teacher
 from memweave.recipes.agemem.teaching import CLEAN, Habits
+from memweave.recipes.lesson_rows import Reply, context_tokens, prompt_ids, token_row
 from memweave.serving.policy_folder import PolicyFolder, create_policy
 from memweave.worlds.memhop import MemHop, MemHopSettings, MemHopTask, memory_quality, score
 

@@ -29,7 +29,6 @@ from memweave.graphs.agemem_episode import (
 from memweave.graphs.agemem_reward import Judged, RewardSettings, added, retrieved, reward, tool_counts
 from memweave.graphs.agemem_state import Variant
 from memweave.memory_stores import MemoryBank, SearchConfig, open_bank
-from memweave.recipes.agemem.lessons import context_tokens
 from memweave.recipes.agemem.simulating import (
     FLOOR,
     RECALLED,
@@ -39,6 +38,7 @@ from memweave.recipes.agemem.simulating import (
     THRESHOLD,
     TOP_K,
 )
+from memweave.recipes.lesson_rows import context_tokens
 from memweave.serving.policy_folder import load_policy_folder
 from memweave.serving.tool_text import template_messages
 from memweave.tracing import Score, Trace

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import Final
 
 from memweave.agents.memory_tools import LONG_TERM, SHORT_TERM, UPDATE
 from memweave.recipes.agemem.simulating import Simulator, Turn, teacher
-from memweave.recipes.agemem.teaching import CLEAN, Habits, Said, question_lesson, update_lesson
+from memweave.recipes.agemem.teaching import CLEAN, Habits, question_lesson, update_lesson
+from memweave.recipes.lesson_rows import Reply
 from memweave.worlds.memhop import MemHop, MemHopSettings
-
-if TYPE_CHECKING:
-    from memweave.serving.policy_folder import PolicyFolder
 
 FULL: Final = (*LONG_TERM, *SHORT_TERM)
 VARIANTS: Final = ((FULL, (1,), 0.65), (LONG_TERM, (1, 2, 3), 0.2), ((), (), 0.15))
@@ -30,14 +26,6 @@ UNTOLD: Final = 0.6
 """Share of episodes of which stage 1 is left out, but for updates."""
 DRILLS: Final = 0.3
 """Share of rows that only look things up: many questions of one bank, or many corrections."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A teacher's reply and what comes before it."""
-
-    said: tuple[Said, ...]
-    reply: str
 
 
 def conversations(turns: Sequence[Turn]) -> list[list[Reply]]:
@@ -85,39 +73,3 @@ def texts(seed: int, count: int = 3_000) -> list[str]:
         for row in episode(rng, CLEAN, MemHopSettings()):
             found += [text for _, text in row[-1].said] + [row[-1].reply]
     return found
-
-
-def token_row(folder: PolicyFolder, row: Sequence[Reply], ignored: int) -> tuple[list[int], list[int]]:
-    """Return ids and labels (those of the next token) of a row; only replies and their end tokens are learned."""
-    ids: list[int] = []
-    learned: list[bool] = []
-    replies = {len(each.said): each.reply for each in row}
-    said = [*row[-1].said, ("assistant", row[-1].reply)]
-    for place, (role, text) in enumerate(said):
-        head, body = _pieces(folder.path, folder.version, role, text)
-        ids += [*head, *body]
-        learned += [False] * len(head) + [place in replies] * len(body)
-    labels = [ids[i + 1] if learned[i + 1] else ignored for i in range(len(ids) - 1)] + [ignored]
-    return ids, labels
-
-
-@lru_cache(maxsize=65_536)
-def _pieces(path: Path, version: str, role: str, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the ids of a message: its role token, and its text with the end token (the chat template, piece by piece)."""
-    from memweave.serving.policy_folder import END, load_tokenizer
-
-    tokenizer = load_tokenizer(path, version)
-    encode = tokenizer.backend_tokenizer.encode
-    head = encode(f"<|{role}|>", add_special_tokens=False).ids
-    return tuple(head), tuple(encode(f"{text}{END}", add_special_tokens=False).ids)
-
-
-def context_tokens(folder: PolicyFolder, said: Sequence[Said]) -> int:
-    """Return how many tokens messages take for a policy."""
-    return sum(len(part) for role, text in said for part in _pieces(folder.path, folder.version, role, text))
-
-
-def prompt_ids(folder: PolicyFolder, said: Sequence[Said]) -> list[int]:
-    """Return the ids of messages and of the beginning of a reply."""
-    parts = [part for role, text in said for part in _pieces(folder.path, folder.version, role, text)]
-    return [token for part in [*parts, _pieces(folder.path, folder.version, "assistant", "")[0]] for token in part]

@@ -12,7 +12,8 @@ from memweave.agents.memory_tools import RETRIEVE, UPDATE
 from memweave.agents.tool_protocol import read_text_turn
 from memweave.recipes.agemem.lessons import FULL
 from memweave.recipes.agemem.simulating import ROUNDS, Simulator, Turn, teacher
-from memweave.recipes.agemem.teaching import PERFECT, Said
+from memweave.recipes.agemem.teaching import PERFECT
+from memweave.recipes.lesson_rows import Said
 from memweave.tracing.records import Sampling
 from memweave.worlds.memhop import MemHop, MemHopTask, score
 
@@ -85,7 +86,7 @@ def _answers(policy: Path, played: Sequence[_Played]) -> list[str | None]:
 
 def replies(policy: Path, prompts: Sequence[Sequence[Said]]) -> list[str]:
     """Return what a policy replies to each prompt, greedy; nothing to a prompt that leaves no room for a reply."""
-    from memweave.recipes.agemem.lessons import prompt_ids
+    from memweave.recipes.lesson_rows import prompt_ids
     from memweave.serving.local_server import LocalServer
 
     with LocalServer(policy) as server:

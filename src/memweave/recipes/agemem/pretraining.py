@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 from memweave.agents.memory_tools import LONG_TERM, SHORT_TERM
 from memweave.recipes import pretraining
-from memweave.recipes.agemem.lessons import rows, texts, token_row
+from memweave.recipes.agemem.lessons import rows, texts
 from memweave.recipes.agemem.measuring import measure
 from memweave.recipes.agemem.teaching import CLEAN, Habits, call
+from memweave.recipes.lesson_rows import padded, token_row
 from memweave.recipes.pretraining import IGNORED, CourseSettings, Packed, Report
 from memweave.serving.policy_folder import PolicyFolder
 from memweave.worlds.memhop import MemHopSettings
@@ -73,14 +72,7 @@ class MemHopCourse:
         rng = random.Random(f"memhop-lessons:{settings.seed}:{step}")
         habits = CLEAN if step < settings.clean_steps else settings.habits
         made = [token_row(folder, row, IGNORED) for row in rows(rng, settings.lessons, habits, MemHopSettings())]
-        longest = min(settings.context, max(len(ids) for ids, _ in made))
-        shape = (len(made), longest)
-        ids, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORED)
-        for i, (row_ids, row_labels) in enumerate(made):
-            ids[i, : len(row_ids)] = torch.tensor(row_ids[:longest])
-            labels[i, : len(row_labels)] = torch.tensor(row_labels[:longest])
-        positions = torch.arange(longest).expand(shape)
-        return Packed(ids.to(device), positions.to(device), labels.to(device), None)
+        return padded(made, settings.context, device)
 
     def measure(self, policy: Path) -> dict[str, Any]:
         """Return the gate."""

@@ -21,7 +21,7 @@ from memweave.agents.memory_tools import ADD, FILTER, RETRIEVE, SUMMARY, UPDATE
 from memweave.agents.tool_protocol import read_text_turn, tools_line
 from memweave.embeddings import HashingEmbedder, Vectors
 from memweave.recipes.agemem import teaching
-from memweave.recipes.agemem.teaching import Said
+from memweave.recipes.lesson_rows import Said
 from memweave.worlds.memhop import MemHopTask
 
 TOP_K: Final = 3

@@ -16,6 +16,7 @@ from typing import Final
 
 from memweave.agents.memory_tools import ADD, FILTER, LONG_TERM, RETRIEVE, SHORT_TERM, SUMMARY, UPDATE
 from memweave.agents.tool_protocol import tools_line
+from memweave.recipes.lesson_rows import Said
 from memweave.worlds.memhop import (
     NAMES,
     RELATIONS,
@@ -27,9 +28,6 @@ from memweave.worlds.memhop import (
     read_facts,
     read_question,
 )
-
-Said = tuple[str, str]
-"""Role and text of a message, as a chat template takes them."""
 
 NOTHING: Final = "nothing about"
 IDLE: Final = "<answer>ok</answer>"

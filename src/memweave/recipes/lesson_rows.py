@@ -1,0 +1,78 @@
+"""Lessons as rows of tokens: a conversation, of which the teacher's replies are learned.
+
+The chat template is applied piece by piece, so that a row costs no rendering and a text is tokenised once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from memweave.recipes.pretraining import Packed
+    from memweave.serving.policy_folder import PolicyFolder
+
+Said = tuple[str, str]
+"""Role and text of a message, as a chat template takes them."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A teacher's reply and what comes before it."""
+
+    said: tuple[Said, ...]
+    reply: str
+
+
+def token_row(folder: PolicyFolder, row: Sequence[Reply], ignored: int) -> tuple[list[int], list[int]]:
+    """Return ids and labels (those of the next token) of a row; only replies and their end tokens are learned."""
+    ids: list[int] = []
+    learned: list[bool] = []
+    replies = {len(each.said): each.reply for each in row}
+    said = [*row[-1].said, ("assistant", row[-1].reply)]
+    for place, (role, text) in enumerate(said):
+        head, body = _pieces(folder.path, folder.version, role, text)
+        ids += [*head, *body]
+        learned += [False] * len(head) + [place in replies] * len(body)
+    labels = [ids[i + 1] if learned[i + 1] else ignored for i in range(len(ids) - 1)] + [ignored]
+    return ids, labels
+
+
+@lru_cache(maxsize=65_536)
+def _pieces(path: Path, version: str, role: str, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the ids of a message: its role token, and its text with the end token (the chat template, piece by piece)."""
+    from memweave.serving.policy_folder import END, load_tokenizer
+
+    tokenizer = load_tokenizer(path, version)
+    encode = tokenizer.backend_tokenizer.encode
+    head = encode(f"<|{role}|>", add_special_tokens=False).ids
+    return tuple(head), tuple(encode(f"{text}{END}", add_special_tokens=False).ids)
+
+
+def context_tokens(folder: PolicyFolder, said: Sequence[Said]) -> int:
+    """Return how many tokens messages take for a policy."""
+    return sum(len(part) for role, text in said for part in _pieces(folder.path, folder.version, role, text))
+
+
+def prompt_ids(folder: PolicyFolder, said: Sequence[Said]) -> list[int]:
+    """Return the ids of messages and of the beginning of a reply."""
+    parts = [part for role, text in said for part in _pieces(folder.path, folder.version, role, text)]
+    return [token for part in [*parts, _pieces(folder.path, folder.version, "assistant", "")[0]] for token in part]
+
+
+def padded(rows: Sequence[tuple[Sequence[int], Sequence[int]]], longest: int, device: str) -> Packed:
+    """Return rows of ids and labels as one batch, cut at `longest` tokens."""
+    import torch
+
+    from memweave.recipes.pretraining import IGNORED, Packed
+
+    shape = (len(rows), min(longest, max(len(ids) for ids, _ in rows)))
+    ids, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORED)
+    for i, (row_ids, row_labels) in enumerate(rows):
+        ids[i, : len(row_ids)] = torch.tensor(row_ids[: shape[1]])
+        labels[i, : len(row_labels)] = torch.tensor(row_labels[: shape[1]])
+    positions = torch.arange(shape[1]).expand(shape)
+    return Packed(ids.to(device), positions.to(device), labels.to(device), None)
