@@ -5,7 +5,7 @@ The chat template is applied piece by piece, so that a row costs no rendering an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -76,3 +76,18 @@ def padded(rows: Sequence[tuple[Sequence[int], Sequence[int]]], longest: int, de
         labels[i, : len(row_labels)] = torch.tensor(row_labels[: shape[1]])
     positions = torch.arange(shape[1]).expand(shape)
     return Packed(ids.to(device), positions.to(device), labels.to(device), None)
+
+
+def replies(policy: Path, prompts: Sequence[Sequence[Said]], longest: int) -> list[str]:
+    """Return what a policy replies to each prompt, greedy, in up to `longest` tokens; nothing where no room is left for a reply."""
+    from memweave.serving.local_server import LocalServer
+    from memweave.tracing.records import Sampling
+
+    with LocalServer(policy) as server:
+        sampling = Sampling(temperature=0.0, max_tokens=longest)
+        room = server.folder.context_length - longest
+        asked = [prompt_ids(server.folder, said) for said in prompts]
+        waiting = [server.submit(ids, sampling) if len(ids) <= room else None for ids in asked]
+        decode: Callable[..., object] = server.folder.tokenizer().decode
+        done = [None if each is None else each.result().token_ids for each in waiting]
+        return ["" if ids is None else str(decode(ids, skip_special_tokens=True)) for ids in done]

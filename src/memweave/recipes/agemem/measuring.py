@@ -13,7 +13,7 @@ from memweave.agents.tool_protocol import read_text_turn
 from memweave.recipes.agemem.lessons import FULL
 from memweave.recipes.agemem.simulating import ROUNDS, Simulator, Turn, teacher
 from memweave.recipes.agemem.teaching import PERFECT
-from memweave.recipes.lesson_rows import Said
+from memweave.recipes.lesson_rows import replies
 from memweave.tracing.records import Sampling
 from memweave.worlds.memhop import MemHop, MemHopTask, score
 
@@ -31,7 +31,7 @@ def measure(policy: Path, seed: int, *, episodes: int = 200) -> dict[str, Any]:
     played = _played(seed, episodes)
     right: dict[str, list[bool]] = {"update": [], "steps": []}
     turns = [turn for each in played for turn in each.turns if turn.stage != 2]
-    for turn, said in zip(turns, replies(policy, [turn.said for turn in turns]), strict=True):
+    for turn, said in zip(turns, replies(policy, [turn.said for turn in turns], LONGEST), strict=True):
         same = _same(turn.reply, said)
         right["steps"].append(same)
         if turn.stage == 1:
@@ -69,7 +69,7 @@ def _answers(policy: Path, played: Sequence[_Played]) -> list[str | None]:
     answers: list[str | None] = [None] * len(played)
     waiting = list(range(len(played)))
     for _ in range(ROUNDS[2]):
-        for place, reply in zip(waiting, replies(policy, [said[i] for i in waiting]), strict=True):
+        for place, reply in zip(waiting, replies(policy, [said[i] for i in waiting], LONGEST), strict=True):
             turn = read_text_turn(reply)
             answers[place] = turn.answer
             simulator = played[place].simulator
@@ -82,21 +82,6 @@ def _answers(policy: Path, played: Sequence[_Played]) -> list[str | None]:
         if not waiting:
             break
     return answers
-
-
-def replies(policy: Path, prompts: Sequence[Sequence[Said]]) -> list[str]:
-    """Return what a policy replies to each prompt, greedy; nothing to a prompt that leaves no room for a reply."""
-    from memweave.recipes.lesson_rows import prompt_ids
-    from memweave.serving.local_server import LocalServer
-
-    with LocalServer(policy) as server:
-        sampling = Sampling(temperature=0.0, max_tokens=LONGEST)
-        room = server.folder.context_length - LONGEST
-        asked = [prompt_ids(server.folder, said) for said in prompts]
-        waiting = [server.submit(ids, sampling) if len(ids) <= room else None for ids in asked]
-        decode: Callable[..., object] = server.folder.tokenizer().decode
-        done = [None if each is None else each.result().token_ids for each in waiting]
-        return ["" if ids is None else str(decode(ids, skip_special_tokens=True)) for ids in done]
 
 
 def _same(wanted: str, said: str) -> bool:

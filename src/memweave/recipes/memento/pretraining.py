@@ -1,0 +1,100 @@
+"""The frozen planner of PlanWorld: `memweave pretrain --world planworld --out FOLDER`.
+
+It is meta-trained: every lesson is about another family, so there is nothing to know by heart but plain words, and how to go by
+cases. The families of a stream (`val`, `test`, `ood`) are others. It has no habits: nothing trains it afterwards.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from memweave.recipes import pretraining
+from memweave.recipes.lesson_rows import padded, token_row
+from memweave.recipes.memento.lessons import row, said
+from memweave.recipes.memento.measuring import measure
+from memweave.recipes.memento.teaching import KNOWN, NEW, plan_json, situation
+from memweave.recipes.pretraining import IGNORED, CourseSettings, Packed, Report
+from memweave.serving.policy_folder import PolicyFolder
+from memweave.worlds.planworld import CITIES, LEXICON, NAMES, PLAIN, SKELETONS, TEAMS
+
+MOST_CASES: Final = 8
+"""In a lesson."""
+GROWING: Final = 800
+"""Steps over which lessons grow from one case to `MOST_CASES`."""
+
+
+def _whole() -> tuple[str, ...]:
+    """Return the texts that are one token each."""
+    words = {word for pool in PLAIN for word in pool} | set(LEXICON)
+    phrases = {step.split("{")[0].rstrip() for skeleton in SKELETONS for step in skeleton}
+    scaffold = plan_json(("|", "|", "|", "|")).split("|")
+    thoughts = [f"<think>{why}</think>" for why in (KNOWN, NEW)]
+    return (
+        *scaffold,
+        '"}]}',
+        *thoughts,
+        "<think>as",
+        "</think>",
+        "FINAL ANSWER:",
+        *(f" [{n}]" for n in range(1, 33)),
+        *sorted(f" {word}" for word in words),
+        *sorted(phrases, key=lambda phrase: (-len(phrase), phrase)),
+        *(f" {name}" for name in (*NAMES, *CITIES, *TEAMS)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanWorldPretrainSettings(CourseSettings):
+    """How the planner of PlanWorld is made; `lessons` are rows."""
+
+    clean_steps: int = 3000
+    habit_steps: int = 0
+    lessons: int = 32
+    vocab_size: int = 512
+    context: int = 2048
+
+
+@dataclass(frozen=True)
+class PlanWorldCourse:
+    """What the planner of PlanWorld learns."""
+
+    settings: PlanWorldPretrainSettings
+    whole: Sequence[str] = _whole()
+
+    def texts(self) -> list[str]:
+        """Return what the tokenizer is trained on."""
+        rng = random.Random(f"planworld-texts:{self.settings.seed}")
+        found: list[str] = []
+        for _ in range(2_000):
+            given = situation(rng, MOST_CASES)
+            found += [text for _, text in said(given)] + [each.reply for each in row(rng, given)]
+        return found
+
+    def batch(self, step: int, folder: PolicyFolder, device: str) -> Packed:
+        """Return the rows of a step."""
+        settings = self.settings
+        rng = random.Random(f"planworld-lessons:{settings.seed}:{step}")
+        most = 1 + round((MOST_CASES - 1) * min(1.0, step / GROWING))
+        made = [token_row(folder, row(rng, situation(rng, most)), IGNORED) for _ in range(settings.lessons)]
+        return padded(made, settings.context, device)
+
+    def measure(self, policy: Path) -> dict[str, Any]:
+        """Return the gate."""
+        return measure(policy, self.settings.seed)
+
+
+def pretrain(
+    out: Path,
+    settings: PlanWorldPretrainSettings | None = None,
+    *,
+    resume: bool = False,
+    report: Report | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Make the planner of PlanWorld in folder `out`; arguments and errors as in `memweave.recipes.pretraining.pretrain`."""
+    course = PlanWorldCourse(settings or PlanWorldPretrainSettings())
+    return pretraining.pretrain(out, course, resume=resume, report=report, device=device)

@@ -1,0 +1,100 @@
+"""What a planner of PlanWorld says: a plan by what a case shows, by heart, or by guess; and the final answer.
+
+A reply first says what it goes by (`<think>as [2]</think>`), then gives the plan: only in this shape does a small model learn to copy.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from memweave.worlds.planworld import (
+    LEXICON,
+    SKELETONS,
+    Family,
+    PlanTask,
+    PlanWorld,
+    PlanWorldSettings,
+    plan_of,
+    read_text,
+)
+
+ALIGNMENTS: Final = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25, 0.1)
+"""Shares of words that belong to the rule, in lessons: the planner has seen every kind of text."""
+KNOWN: Final = "known"
+NEW: Final = "new"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A case as a lesson shows it."""
+
+    task: PlanTask
+    plan: tuple[str, ...]
+    reward: float
+
+
+@dataclass(frozen=True)
+class Situation:
+    """A task, the cases beside it, and what the planner should go by."""
+
+    task: PlanTask
+    cases: tuple[Shown, ...]
+    """As they are shown, positive ones first."""
+    by: int | None
+    """The place among the cases of the first that shows the plan; `None` when none does, or the task is told in plain words."""
+
+
+def plan_json(steps: Sequence[str]) -> str:
+    """Return a plan as the planner writes it."""
+    return json.dumps({"plan": [{"id": i, "description": step} for i, step in enumerate(steps, 1)]})
+
+
+def plan_reply(situation: Situation) -> str:
+    """Return the teacher's plan."""
+    if situation.task.plain:
+        why = KNOWN
+    else:
+        why = NEW if situation.by is None else f"as [{situation.by + 1}]"
+    return f"<think>{why}</think>{plan_json(situation.task.plan)}"
+
+
+def final_reply(answer: str) -> str:
+    """Return the teacher's last word."""
+    return f"FINAL ANSWER: {answer}"
+
+
+def situation(rng: random.Random, most: int, alignment: float | None = None) -> Situation:
+    """Return a random situation with up to `most` cases, in a family that nobody has seen."""
+    world = PlanWorld(
+        PlanWorldSettings(families=1, alignment=rng.choice(ALIGNMENTS) if alignment is None else alignment)
+    )
+    words = list(LEXICON)
+    rng.shuffle(words)
+    family = world.family(rng, "lesson", words)
+    task = world.draw(rng, "task", family)
+    fitting = rng.choice((0.1, 0.3, 0.5, 0.8))
+    cases = [shown(rng, world, family, task, fitting) for _ in range(rng.randint(0, most))]
+    return arranged(task, cases)
+
+
+def shown(rng: random.Random, world: PlanWorld, family: Family, task: PlanTask, fitting: float) -> Shown:
+    """Return a case of the task's family: with probability `fitting` of the same rule; of the same topic half of the time."""
+    rule = task.rule if rng.random() < fitting else None
+    topic = task.topic if rng.random() < 0.5 else None
+    case = world.draw(rng, "case", family, rule, topic)
+    plan = case.plan
+    if rng.random() < 0.4:  # somebody guessed
+        plan = plan_of(rng.randrange(len(SKELETONS)), *(read_text(case.text) or ("", 0)))
+    failed = any(rng.random() < world.settings.p_fail for _ in plan)
+    return Shown(case, plan, float(plan == case.plan and not failed))
+
+
+def arranged(task: PlanTask, cases: Sequence[Shown]) -> Situation:
+    """Return the situation with its cases in the order in which they are shown."""
+    order = [*(c for c in cases if c.reward == 1.0), *(c for c in cases if c.reward != 1.0)]
+    fits = [i for i, case in enumerate(order) if case.reward == 1.0 and case.task.rule == task.rule]
+    return Situation(task, tuple(order), None if task.plain or not fits else fits[0])
