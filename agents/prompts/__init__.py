@@ -14,7 +14,19 @@ from typing import Literal, get_args
 from memweave.errors import SettingsError
 from memweave.records import Record
 
-PromptRole = Literal["extractor", "manager", "answerer", "judge", "chat", "agemem", "agemem_text", "summarizer"]
+PromptRole = Literal[
+    "extractor",
+    "manager",
+    "answerer",
+    "judge",
+    "chat",
+    "agemem",
+    "agemem_text",
+    "summarizer",
+    "planner",
+    "executor",
+    "executor_text",
+]
 
 
 class Prompt(Record):
