@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
+from uuid import UUID
 
+from memweave.agents.planner import ShownCase, cases_text
 from memweave.recipes.lesson_rows import Reply, Said
-from memweave.recipes.memento.teaching import Shown, Situation, final_reply, plan_reply
+from memweave.recipes.memento.teaching import Shown, Situation, final_reply, plan_json, plan_reply
 from memweave.worlds.planworld import run_step
 
 
-def case_block(cases: Sequence[Shown]) -> str:
-    lines = ["<cases>"]
-    positive = sum(case.reward == 1.0 for case in cases)
-    for i, case in enumerate(cases):
-        if i == 0 and positive:
-            lines.append(f"Positive examples (reward = 1), {positive} of {len(cases)}:")
-        if i == positive:
-            lines.append(f"Negative examples (reward = 0), {len(cases) - positive} of {len(cases)}:")
-        lines.append(f"Task: {case.task.text}")
-        lines.append(f"Plan [{i + 1}]: " + " ".join(f"{n}. {s}" for n, s in enumerate(case.plan, 1)))
-    return "\n".join([*lines, "</cases>"])
-
-
 def said(given: Situation) -> list[Said]:
-    return [("user", given.task.text), *([("user", case_block(given.cases))] if given.cases else [])]
+    """Return what the planner sees first: the task, and the cases if there are any."""
+    return [("user", given.task.text), *([("user", cases_text(_shown(given.cases)))] if given.cases else [])]
 
 
-def row(rng: random.Random, given: Situation) -> list[Reply]:
-    """Return the two replies of the planner: its plan, and its answer when the results are there."""
+def _shown(cases: Sequence[Shown]) -> list[ShownCase]:
+    return [
+        ShownCase(
+            id=UUID(int=place),
+            task=case.task.text,
+            plan=plan_json(case.plan),
+            reward=case.reward,
+            positive=case.reward == 1.0,
+            score=0.0,
+        )
+        for place, case in enumerate(cases)
+    ]
+
+
+def row(given: Situation, *, whole: bool = True) -> list[Reply]:
+    """Return the replies of the planner: its plan, and with `whole` its answer when the results are there."""
     first = Reply(tuple(said(given)), plan_reply(given))
+    if not whole:
+        return [first]
     results: list[str] = []
     for step in given.task.plan:
         results.append(run_step(step, results[-1] if results else None))

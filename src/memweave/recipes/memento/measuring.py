@@ -27,7 +27,7 @@ def measure(policy: Path, seed: int, *, number: int = 200) -> dict[str, Any]:
     kinds: list[tuple[str, Situation]] = []
     for _ in range(number):
         kinds += [("lookups", _lookup(rng)), ("plain", _bare(rng, plain=True)), ("guess", _bare(rng, plain=False))]
-    rows = [row(rng, given) for _, given in kinds]
+    rows = [row(given) for _, given in kinds]
     right: dict[str, list[bool]] = {}
     for (kind, given), said_ in zip(kinds, replies(policy, [said(given) for _, given in kinds], LONGEST), strict=True):
         right.setdefault(kind, []).append(tuple(re.findall(r'"description": "([^"]*)"', said_)) == given.task.plan)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from memweave.recipes import pretraining
 from memweave.recipes.lesson_rows import padded, token_row
-from memweave.recipes.memento.lessons import row, said
+from memweave.recipes.memento.lessons import row
 from memweave.recipes.memento.measuring import measure
 from memweave.recipes.memento.teaching import KNOWN, NEW, plan_json, situation
 from memweave.recipes.pretraining import IGNORED, CourseSettings, Packed, Report
@@ -25,6 +25,10 @@ MOST_CASES: Final = 8
 """In a lesson."""
 GROWING: Final = 800
 """Steps over which lessons grow from one case to `MOST_CASES`."""
+NO_CASES: Final = 0.3
+"""Probability that a step may have lessons without any case."""
+WHOLE: Final = 0.25
+"""Share of lessons that go on to the answer; to repeat the last result is easy."""
 
 
 def _whole() -> tuple[str, ...]:
@@ -70,8 +74,8 @@ class PlanWorldCourse:
         rng = random.Random(f"planworld-texts:{self.settings.seed}")
         found: list[str] = []
         for _ in range(2_000):
-            given = situation(rng, MOST_CASES)
-            found += [text for _, text in said(given)] + [each.reply for each in row(rng, given)]
+            given = situation(rng, rng.randint(0, MOST_CASES))
+            found += [text for _, text in row(given)[-1].said] + [each.reply for each in row(given)]
         return found
 
     def batch(self, step: int, folder: PolicyFolder, device: str) -> Packed:
@@ -79,7 +83,11 @@ class PlanWorldCourse:
         settings = self.settings
         rng = random.Random(f"planworld-lessons:{settings.seed}:{step}")
         most = 1 + round((MOST_CASES - 1) * min(1.0, step / GROWING))
-        made = [token_row(folder, row(rng, situation(rng, most)), IGNORED) for _ in range(settings.lessons)]
+        number = rng.randint(0 if rng.random() < NO_CASES else 1, most)  # the same in all rows: little is padded
+        made = [
+            token_row(folder, row(situation(rng, number), whole=rng.random() < WHOLE), IGNORED)
+            for _ in range(settings.lessons)
+        ]
         return padded(made, settings.context, device)
 
     def measure(self, policy: Path) -> dict[str, Any]:

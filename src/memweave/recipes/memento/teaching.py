@@ -24,6 +24,10 @@ from memweave.worlds.planworld import (
 
 ALIGNMENTS: Final = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25, 0.1)
 """Shares of words that belong to the rule, in lessons: the planner has seen every kind of text."""
+JARGON: Final = 0.7
+"""Share of lessons that are surely about jargon: plain words are soon known."""
+FITTING: Final = (0.1, 0.25, 0.4, 0.7)
+"""Shares of a lesson's cases that are about the rule of its task."""
 KNOWN: Final = "known"
 NEW: Final = "new"
 
@@ -55,10 +59,7 @@ def plan_json(steps: Sequence[str]) -> str:
 
 def plan_reply(situation: Situation) -> str:
     """Return the teacher's plan."""
-    if situation.task.plain:
-        why = KNOWN
-    else:
-        why = NEW if situation.by is None else f"as [{situation.by + 1}]"
+    why = KNOWN if situation.task.plain else NEW if situation.by is None else f"as [{situation.by + 1}]"
     return f"<think>{why}</think>{plan_json(situation.task.plan)}"
 
 
@@ -67,17 +68,19 @@ def final_reply(answer: str) -> str:
     return f"FINAL ANSWER: {answer}"
 
 
-def situation(rng: random.Random, most: int, alignment: float | None = None) -> Situation:
-    """Return a random situation with up to `most` cases, in a family that nobody has seen."""
+def situation(rng: random.Random, number: int, alignment: float | None = None) -> Situation:
+    """Return a random situation with `number` cases, in a family that nobody has seen."""
     world = PlanWorld(
         PlanWorldSettings(families=1, alignment=rng.choice(ALIGNMENTS) if alignment is None else alignment)
     )
     words = list(LEXICON)
     rng.shuffle(words)
     family = world.family(rng, "lesson", words)
-    task = world.draw(rng, "task", family)
-    fitting = rng.choice((0.1, 0.3, 0.5, 0.8))
-    cases = [shown(rng, world, family, task, fitting) for _ in range(rng.randint(0, most))]
+    jargon = [place for place, rule in enumerate(family.rules) if not rule.plain]
+    rule = rng.choice(jargon) if rng.random() < JARGON else rng.randrange(len(family.rules))
+    task = world.draw(rng, "task", family, rule)
+    fitting = rng.choice(FITTING)
+    cases = [shown(rng, world, family, task, fitting) for _ in range(number)]
     return arranged(task, cases)
 
 
