@@ -17,7 +17,7 @@ from memweave.errors import SettingsError, UsageError
 if TYPE_CHECKING:
     from memweave.recipes.pretraining import Course
 
-WORLDS: Final = ("dialog", "memhop")
+WORLDS: Final = ("dialog", "memhop", "planworld")
 
 
 def pretrain(
@@ -47,7 +47,12 @@ def pretrain(
         ),
     ] = None,
     world: Annotated[
-        str, typer.Option("--world", metavar="NAME", help="Whose base policy: dialog (memory-r1) or memhop (agemem).")
+        str,
+        typer.Option(
+            "--world",
+            metavar="NAME",
+            help="Whose base policy: dialog (memory-r1), memhop (agemem) or planworld (memento).",
+        ),
     ] = "dialog",
     device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="Where it trains: cpu, cuda, ...")] = "cpu",
     policy: Annotated[
@@ -104,6 +109,10 @@ def _course(world: str, given: dict[str, Any]) -> Course:
         from memweave.recipes.agemem.pretraining import MemHopCourse, MemHopPretrainSettings
 
         return MemHopCourse(MemHopPretrainSettings(**given))
+    if world == "planworld":
+        from memweave.recipes.memento.pretraining import PlanWorldCourse, PlanWorldPretrainSettings
+
+        return PlanWorldCourse(PlanWorldPretrainSettings(**given))
     from memweave.recipes.memory_r1 import pretraining
 
     return pretraining.DialogCourse(pretraining.PretrainSettings(**given))
