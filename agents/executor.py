@@ -24,7 +24,6 @@ QUERY: Final = "query"
 NO_MORE_ROUNDS: Final = (
     "You have used all {rounds} rounds of tools. Report now what you have found; no call will be carried out."
 )
-NO_ROOM: Final = "it does not fit into the executor's context"
 
 
 def executor_prompt(given: str | None, *, text_protocol: bool) -> str:

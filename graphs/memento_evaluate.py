@@ -1,0 +1,122 @@
+"""What an answer of Memento is worth: exact match, a judge, or the caller's own function; `None` when nobody can tell (section 3.1).
+
+A judge that gives no verdict is not a WRONG, unlike in the official code: the reward is then `None`, and the case is not learned from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, cast
+
+from langchain_core.runnables import RunnableConfig
+
+from memweave.agents.judge import parse_judge_reply
+from memweave.agents.llm import bounded
+from memweave.agents.roles import Attempt, Judge, JudgeRequest
+from memweave.errors import ModelReplyError, RewardError, SettingsError
+from memweave.graphs.memento_context import prompt_of
+from memweave.graphs.memento_state import QueryRecord, Verdict
+from memweave.metrics import exact_match
+
+Evaluate = Callable[[QueryRecord], float | None] | Callable[[QueryRecord], Awaitable[float | None]]
+"""Returns the reward of a finished query, in [0, 1], or `None` when it cannot tell."""
+
+JUDGE_ATTEMPTS: Final = 2
+
+
+@dataclass(frozen=True)
+class Evaluating:
+    """Who says what an answer is worth: the function, else (with a right answer to compare with) the judge, else exact match."""
+
+    function: Evaluate | None
+    judge: Judge | None
+    timeout: float
+    """Seconds for the function."""
+
+    def verdict(self, record: QueryRecord, config: RunnableConfig) -> Verdict:
+        """Return the verdict. Raises `UnavailableError` when the judge is away, `RewardError` for what is no reward."""
+        if self.function is not None:
+            if inspect.iscoroutinefunction(self.function):
+                raise SettingsError(
+                    "evaluate is a coroutine function: run the graph with ainvoke, or give it a plain one"
+                )
+            function = cast("Callable[[QueryRecord], float | None]", self.function)
+            return _own(bounded(lambda: function(record), self.timeout))
+        if (settled := _settled(record, self.judge)) is not None:
+            return settled
+        assert self.judge is not None
+        request = _request(record)
+        for _ in range(JUDGE_ATTEMPTS):
+            reply = ""
+            try:
+                reply = self.judge.reply(request, config)
+                return _judged(reply, request)
+            except ModelReplyError as error:
+                request = _again(request, reply, error)
+        return _undecided(request)
+
+    async def averdict(self, record: QueryRecord, config: RunnableConfig) -> Verdict:
+        """Return the verdict, as `verdict` does."""
+        if self.function is not None:
+            async with asyncio.timeout(self.timeout):
+                if inspect.iscoroutinefunction(self.function):
+                    return _own(await self.function(record))
+                function = cast("Callable[[QueryRecord], float | None]", self.function)
+                return _own(await asyncio.to_thread(function, record))
+        if (settled := _settled(record, self.judge)) is not None:
+            return settled
+        assert self.judge is not None
+        request = _request(record)
+        for _ in range(JUDGE_ATTEMPTS):
+            reply = ""
+            try:
+                reply = await self.judge.areply(request, config)
+                return _judged(reply, request)
+            except ModelReplyError as error:
+                request = _again(request, reply, error)
+        return _undecided(request)
+
+
+def _own(value: object) -> Verdict:
+    if value is None:
+        return Verdict(reward=None, by="evaluate")
+    if isinstance(value, bool | int | float) and math.isfinite(value) and 0 <= value <= 1:
+        return Verdict(reward=float(value), by="evaluate")
+    raise RewardError(f"evaluate returned {value!r:.80}: give a number from 0 to 1, or None when nobody can tell")
+
+
+def _settled(record: QueryRecord, judge: Judge | None) -> Verdict | None:
+    """Return the verdict where no judge has to be asked."""
+    golds = record.about.ground_truth
+    if not golds:
+        return Verdict(reward=None)
+    if record.answer is None:
+        return Verdict(reward=0.0, by="exact_match", reason="there is no answer")
+    if judge is None:
+        return Verdict(reward=max(exact_match(record.answer, gold) for gold in golds), by="exact_match")
+    return None
+
+
+def _request(record: QueryRecord) -> JudgeRequest:
+    golds = record.about.ground_truth
+    reference = golds[0] if len(golds) == 1 else f"any one of these: {'; '.join(golds)}"
+    return JudgeRequest(
+        question=record.query, reference=reference, answer=record.answer or "", system_prompt=prompt_of("judge")
+    )
+
+
+def _judged(reply: str, request: JudgeRequest) -> Verdict:
+    found = parse_judge_reply(reply, request)
+    return Verdict(reward=float(found.correct), by="judge", reason=found.reason)
+
+
+def _again(request: JudgeRequest, reply: str, error: ModelReplyError) -> JudgeRequest:
+    return request.model_copy(update={"failed": (*request.failed, Attempt(reply=reply, error=str(error)))})
+
+
+def _undecided(request: JudgeRequest) -> Verdict:
+    return Verdict(reward=None, by="judge", reason=f"the judge gave no verdict: {request.failed[-1].error}")
