@@ -73,6 +73,7 @@ def generations(draw: st.DrawFn, index: int) -> Generation:
             node=maybe,
             role=maybe,
             step=st.none() | st.integers(-1, 99),
+            stage=st.none() | st.integers(0, 3),
             namespace=text,
             policy=maybe,
             policy_version=maybe,

@@ -181,7 +181,7 @@ def _features() -> Features:
     return made.Features(
         {
             "trace": trace,
-            "index": whole, "step": whole, "seconds": real, "started_at": time,
+            "index": whole, "step": whole, "stage": whole, "seconds": real, "started_at": time,
             **dict.fromkeys(
                 ("node", "role", "actor", "namespace", "policy", "policy_version", "prompt_hash", "reply", "finish_reason", "error"),
                 text,

@@ -63,6 +63,8 @@ class Generation(Record, ser_json_inf_nan="strings"):
     """Role that the model played (`manager`, `answerer`, ...), if the caller said so; credit falls back to the node."""
     step: int | None = None
     """LangGraph step."""
+    stage: Annotated[int, Field(ge=0)] | None = None
+    """Stage of the episode in which the call was made, if the graph said so."""
     namespace: str = ""
     """Checkpoint namespace of the node: tells subgraphs and parallel branches apart."""
     policy: str | None = None

@@ -361,12 +361,13 @@ def _generation(call: _Call, response: LLMResult | None, error: str | None) -> G
     info: Mapping[str, Any] = message.response_metadata if message is not None else {}
     metadata = call.metadata
     ids = reading.token_ids(info.get("token_ids"))
-    step = metadata.get("langgraph_step")
+    step, stage = metadata.get("langgraph_step"), metadata.get("memweave_stage")
     return Generation(
         index=call.index,
         node=reading.text_or_none(metadata.get("langgraph_node")),
         role=reading.text_or_none(metadata.get("memweave_role")),
         step=step if isinstance(step, int) else None,
+        stage=stage if isinstance(stage, int) and stage >= 0 else None,
         namespace=str(metadata.get("langgraph_checkpoint_ns") or ""),
         policy=_policy(info, metadata),
         policy_version=reading.text_or_none(info.get("policy_version")),
