@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from memweave.trainers.rollouts import Rollouts
     from memweave.trainers.rows import build_rows
     from memweave.trainers.sft import SFTSettings, demonstrations, train_sft
+    from memweave.trainers.stages import per_stage, stages_only, tool_steps_only
 
 _HOME = {
     "Credit": "credit",
@@ -37,7 +38,10 @@ _HOME = {
     "memory_hop": "hops",
     "memory_r1": "grpo_config",
     "per_role": "credit",
+    "per_stage": "stages",
     "shuffled": "credit",
+    "stages_only": "stages",
+    "tool_steps_only": "stages",
     "train_sft": "sft",
 }
 
@@ -59,7 +63,10 @@ __all__ = [
     "memory_hop",
     "memory_r1",
     "per_role",
+    "per_stage",
     "shuffled",
+    "stages_only",
+    "tool_steps_only",
     "train_sft",
 ]
 

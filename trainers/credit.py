@@ -23,9 +23,12 @@ from memweave.trainers.rows import Advantages
 Scale = Literal["group", "batch", "none"]
 """What centred rewards are divided by: the deviation within the group, that of all rewards of the batch, or 1."""
 
-Excluded = Literal["failed_run", "unscored", "group_of_one", "zero_variance", "no_own_reward", "unread_write"]
-"""Why a generation has no credit. zero_variance: its group was dropped for it.  no_own_reward: `per_role`.
-unread_write: `memory_hop`."""
+Excluded = Literal[
+    "failed_run", "unscored", "group_of_one", "zero_variance", "no_own_reward", "unread_write", "no_stage", "other_stage",
+    "no_tool",
+]  # fmt: skip
+"""Why a generation has no credit. zero_variance: its group was dropped for it.  no_own_reward: `per_role`, `per_stage`.
+unread_write: `memory_hop`.  no_stage, other_stage, no_tool: `memweave.trainers.stages`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class CreditReport:
-    """What was compared. Rewards are those that the credit compares: one per trace, or per role, or per generation."""
+    """What was compared. Rewards are those that the credit compares: one per trace, or per role, stage or generation."""
 
     groups: int
     """Sets of rewards that were compared: groups, or with roles, (group, role)."""
@@ -73,11 +76,15 @@ Credit = Callable[[Sequence[Group]], CreditResult]
 
 @dataclass(slots=True)
 class Rewarded:
-    """A reward and the generations whose advantage it decides. episode: rewards of one episode are no comparison."""
+    """A reward and the generations whose advantage it decides. episode: rewards of one episode are no comparison.
+
+    weight: how often it counts in mean and deviation.
+    """
 
     reward: float
     episode: object
     generations: list[tuple[UUID, int]]
+    weight: int = 1
 
 
 @dataclass(slots=True)
@@ -97,12 +104,18 @@ class Excluding:
         return True
 
 
-def broadcast(*, scale: Scale = "group", epsilon: float = 1e-6, drop_zero_variance: bool = False) -> Credit:
+def broadcast(
+    *, scale: Scale = "group", epsilon: float = 1e-6, drop_zero_variance: bool = False, step_pooled: bool = False
+) -> Credit:
     """Return the credit that gives every generation of an episode the episode's advantage.
 
     A = (r - mean of the group) / (sample deviation + epsilon): GRPO, and AgeMem's step-wise GRPO (arXiv 2601.01885,
     section 3.4, algorithm 2: deviation with K - 1). `scale="none"` only centres (Dr. GRPO). A group of equal rewards gets
     0, or with `drop_zero_variance` no credit, so that a KL term does not train on it either.
+
+    step_pooled: mean and deviation over all steps of the group, as AgeMem's released code has them (A7): an episode of T steps
+    counts T times, so a longer one pulls the mean towards its reward. A step is a generation whose tokens are known. If all
+    episodes have T steps, the mean is the same and the deviation sqrt(T (K - 1) / (T K - 1)) times that over K episodes.
     """
     check_scaling(scale, epsilon)
 
@@ -112,7 +125,11 @@ def broadcast(*, scale: Scale = "group", epsilon: float = 1e-6, drop_zero_varian
         for group in groups:
             ready = [(trace, trace.score) for trace in group.traces if out.ready(trace)]
             compared.append(
-                [Rewarded(score.value, episode_of(trace), keys_of(trace)) for trace, score in ready if score]
+                [
+                    Rewarded(score.value, episode_of(trace), keys_of(trace), _steps(trace) if step_pooled else 1)
+                    for trace, score in ready
+                    if score
+                ]
             )
         return compare(compared, out, scale=scale, epsilon=epsilon, drop_zero_variance=drop_zero_variance)
 
@@ -179,17 +196,17 @@ def compare(
     """Return the advantages of rewards within each of the sets `compared`; what they leave out is added to `out`."""
     sets, groups_of_one = [], 0
     for rewarded in compared:
-        if len({one.episode for one in rewarded}) < 2:
+        if len({one.episode for one in rewarded if one.weight}) < 2:
             groups_of_one += bool(rewarded)
             out.counts["group_of_one"] += sum(len(one.generations) for one in rewarded)
         else:
             sets.append(rewarded)
-    rewards = [one.reward for rewarded in sets for one in rewarded]
+    rewards = [reward for rewarded in sets for reward in _counted(rewarded)]
     batch = _deviation(rewards)
     advantages: dict[tuple[UUID, int], float] = {}
     flat = 0
     for rewarded in sets:
-        values = [one.reward for one in rewarded]
+        values = _counted(rewarded)
         equal = min(values) == max(values)
         flat += equal
         if equal and drop_zero_variance:
@@ -223,6 +240,16 @@ def keys_of(trace: Trace) -> list[tuple[UUID, int]]:
 def episode_of(trace: Trace) -> object:
     """Return what tells the episodes of a group apart: the replica, or for a trace without one, the trace."""
     return trace.id if trace.replica is None else trace.replica
+
+
+def _counted(rewarded: Sequence[Rewarded]) -> list[float]:
+    """Return each reward as often as it counts."""
+    return [one.reward for one in rewarded for _ in range(one.weight)]
+
+
+def _steps(trace: Trace) -> int:
+    """Return how many generations have known tokens: those of a hosted judge or summarizer are no steps of the policy."""
+    return sum(bool(generation.token_ids) for generation in trace.generations)
 
 
 def _by_role(trace: Trace, names: Mapping[str, str], score: Score) -> dict[str | None, list[tuple[UUID, int]]]:
