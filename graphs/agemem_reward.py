@@ -3,8 +3,8 @@
     R = w_task R_task + w_ctx R_context + w_mem R_memory + P_penalty
 
 Two presets. `PAPER` is the paper's (weights 1/3). `CODE` follows the released code where the two disagree (section 6, A2, A3): other
-weights, a term for the use of tools, no answer costs 1 unweighted, everything cut to [-1, 1]. What a judge says is passed in; nothing
-here calls one.
+weights, a term for the use of tools, no answer costs 1 unweighted, the last round costs 1 even with an answer, everything cut to
+[-1, 1]. What a judge says is passed in; nothing here calls one.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class EpisodeLog(Record):
     """Whether the context ever had more (A4)."""
     exhausted: bool
     """Whether stage 3 used up its rounds without an answer (A3)."""
+    rounds: int = Field(5, gt=0)
+    """Turns that stage 3 may take (N_max)."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,26 @@ class RewardSettings:
     """Whether -1 for no answer is multiplied by the weight of the task (Eq. 17), or counts in full (the released code)."""
     maintenance: bool = True
     """Whether R_maintenance counts; without it R_memory is the mean of the other two (A15: it pays for calls directly)."""
+    double_penalty: bool = False
+    """Whether P_rounds falls due for every stage 3 that took all its rounds, as in the released code (A3): also for one that
+    answered in the last of them. Otherwise only where no answer came."""
+    by_stage: bool = False
+    """Whether the score also has the share of each stage, as parts `stage-1` to `stage-3`; the value stays the same."""
     clip: bool = False
 
 
 PAPER: Final = RewardSettings()
 CODE: Final = RewardSettings(
-    name="code", task=0.5, context=0.15, memory=0.15, tools=0.2, no_answer_weighted=False, clip=True
+    name="code",
+    task=0.5,
+    context=0.15,
+    memory=0.15,
+    tools=0.2,
+    no_answer_weighted=False,
+    double_penalty=True,
+    clip=True,
 )
+"""The released code's. Rewards of runs of the arm `code` from before `double_penalty` was there are not comparable with it."""
 ANSWER_ONLY: Final = RewardSettings(name="answer-only", task=1.0, context=0.0, memory=0.0, penalties=False)
 """R_task alone, the paper's ablation: it pays for no tool. No answer is worth -1."""
 PRESETS: Final = {preset.name: preset for preset in (PAPER, CODE, ANSWER_ONLY)}
@@ -126,9 +141,15 @@ def memory_reward(log: EpisodeLog, judged: Judged, settings: RewardSettings = PA
     return sum(parts) / len(parts)
 
 
-def penalty(log: EpisodeLog) -> float:
+def rounds_penalty(log: EpisodeLog, settings: RewardSettings = PAPER) -> float:
+    """Return -1 if stage 3 used up its rounds without an answer; with `double_penalty`, if it took them all (A3)."""
+    spent = sum(step.stage == 3 for step in log.steps) >= log.rounds
+    return ROUNDS * (log.exhausted or (settings.double_penalty and spent))
+
+
+def penalty(log: EpisodeLog, settings: RewardSettings = PAPER) -> float:
     """Return P_penalty (Eq. 26): -1 for using up the rounds, -0.5 for an overflow."""
-    return ROUNDS * log.exhausted + OVERFLOW * log.overflowed
+    return rounds_penalty(log, settings) + OVERFLOW * log.overflowed
 
 
 def tool_use(log: EpisodeLog) -> float:
@@ -155,14 +176,53 @@ def reward(log: EpisodeLog, judged: Judged, settings: RewardSettings = PAPER) ->
         "storage": storage(log, judged),
         "maintenance": maintenance(log),
         "relevance": judged.relevance,
-        "penalty": penalty(log),
+        "penalty": penalty(log, settings),
         "tools": tool_use(log),
     }
-    weight = 1.0 if task < 0 and not settings.no_answer_weighted else settings.task
-    value = weight * task + settings.context * parts["context"] + settings.memory * parts["memory"]
+    value = task_weight(task, settings) * task + settings.context * parts["context"] + settings.memory * parts["memory"]
     value += settings.tools * parts["tools"] + (parts["penalty"] if settings.penalties else 0.0)
     low, high = bounds(settings)
+    if settings.by_stage:
+        shares = stage_rewards(log, judged, settings)
+        parts |= {f"stage-{stage}": share for stage, share in enumerate(shares, 1)}
     return Score(value=min(high, max(low, value)), low=low, high=high, parts=parts)
+
+
+def task_weight(task: float, settings: RewardSettings) -> float:
+    """Return what R_task is multiplied by."""
+    return 1.0 if task < 0 and not settings.no_answer_weighted else settings.task
+
+
+def stage_rewards(log: EpisodeLog, judged: Judged, settings: RewardSettings = PAPER) -> tuple[float, float, float]:
+    """Return what each stage earned; the three add up to R before it is cut (ours: the paper rewards the end of stage 3 alone).
+
+    Stage 1 earns storage and maintenance, stage 2 compression and prevention, stage 3 the task, preservation, relevance, the use of
+    tools, and the penalty for its rounds. The penalty for an overflow goes to the stage of the turn before it.
+    """
+    shares = [0.0, 0.0, 0.0]
+    task = task_reward(log, judged)
+    memory = settings.memory / (3 if settings.maintenance else 2)
+    context = settings.context / 3
+    shares[0] += memory * (storage(log, judged) + (maintenance(log) if settings.maintenance else 0.0))
+    shares[1] += context * (compression(log) + preventive(log))
+    shares[2] += task_weight(task, settings) * task + context * judged.preserved + memory * judged.relevance
+    shares[2] += settings.tools * tool_use(log)
+    if settings.penalties:
+        shares[2] += rounds_penalty(log, settings)
+        shares[overflow_stage(log) - 1] += OVERFLOW * log.overflowed
+    return shares[0], shares[1], shares[2]
+
+
+def overflow_stage(log: EpisodeLog) -> int:
+    """Return the stage of the last turn before the context first had too many tokens, or of the one that made it so."""
+    stage = 1
+    for step in log.steps:
+        if step.late:
+            break
+        stage = step.stage
+        if step.overflow:
+            break
+    return stage
 
 
 def bounds(settings: RewardSettings) -> tuple[float, float]:

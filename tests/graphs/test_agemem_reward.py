@@ -25,10 +25,13 @@ from memweave.graphs.agemem_reward import (
     context_reward,
     maintenance,
     memory_reward,
+    overflow_stage,
     penalty,
     preventive,
     retrieved,
     reward,
+    rounds_penalty,
+    stage_rewards,
     storage,
     task_reward,
     tool_counts,
@@ -190,6 +193,40 @@ def test_penalties(exhausted: bool, overflowed: bool, expected: float) -> None:
     assert penalty(log(exhausted=exhausted, overflowed=overflowed)) == expected
 
 
+# A3: (turns of stage 3, answered, exhausted) -> P_rounds of the paper, of the released code; five rounds are allowed
+ROUNDS = [
+    (5, True, False, 0.0, -1.0),
+    (4, True, False, 0.0, 0.0),
+    (5, False, True, -1.0, -1.0),
+    (0, False, False, 0.0, 0.0),
+]
+
+
+@pytest.mark.parametrize(("turns", "answered", "exhausted", "paper", "code"), ROUNDS)
+def test_the_released_code_takes_the_last_round_for_a_violation_even_with_an_answer(
+    turns: int, answered: bool, exhausted: bool, paper: float, code: float
+) -> None:
+    episode = log(*[step(2)] * 7, *[step(3)] * turns, answered=answered, exhausted=exhausted, rounds=5)
+    assert rounds_penalty(episode) == paper
+    assert rounds_penalty(episode, replace(PAPER, double_penalty=True)) == code
+    assert CODE.double_penalty
+    assert not PAPER.double_penalty
+    assert not ANSWER_ONLY.double_penalty
+
+
+def test_what_an_answer_in_the_last_round_is_worth() -> None:
+    """A right answer and nothing else: paper 1/3 (0.9 of the context free: + 0.1); released code 0.5 - 1, and what it pays beside."""
+    late = log(*[step(3)] * 5, used=100)
+    assert reward(late, judged(1.0)).value == pytest.approx(1 / 3 + 0.9 / 9)
+    score = reward(late, judged(1.0), CODE)
+    assert score.parts["penalty"] == -1.0
+    assert score.value == pytest.approx(0.5 - 1 + 0.15 * 0.3 + 0.2 * (0 + 0 + 1) / 3)
+    in_time = reward(late.model_copy(update={"rounds": 6}), judged(1.0), CODE)
+    assert in_time.value == pytest.approx(score.value + 1)
+    neither = log(*[step(3)] * 5, answered=False, exhausted=True, used=100)
+    assert reward(neither, judged(None), replace(CODE, clip=False)).value == pytest.approx(-1 - 1 + 0.15 * 0.3)
+
+
 def test_calls_are_counted_by_tool_and_stage_and_failures_apart() -> None:
     steps = (step(1, call(ADD), call(ADD), call(ADD, ok=False)), step(3, call(RETRIEVE), call("weather", ok=False)))
     assert tool_counts(steps) == {"Add_memory/1": 2, "failed/1": 1, "Retrieve_memory/3": 1, "failed/3": 1}
@@ -237,6 +274,39 @@ def test_presets_are_found_by_name() -> None:
     assert PRESETS == {"paper": PAPER, "code": CODE, "answer-only": ANSWER_ONLY}
 
 
+# a reward for each stage
+
+
+def test_what_each_stage_earned_by_hand() -> None:
+    """FULL and FINE: storage 0.5 | compression 0.75, prevention 1 | task 1, preservation 1, relevance 0.8; each third of a third."""
+    first, second, third = stage_rewards(FULL, FINE)
+    assert first == pytest.approx(0.5 / 9)
+    assert second == pytest.approx(1.75 / 9)
+    assert third == pytest.approx(1 / 3 + 1 / 9 + 0.8 / 9)
+    assert first + second + third == pytest.approx(0.783333, abs=1e-6)
+    parts = reward(FULL, FINE, replace(PAPER, by_stage=True)).parts
+    assert [parts[f"stage-{stage}"] for stage in (1, 2, 3)] == [first, second, third]
+    assert set(parts) - set(reward(FULL, FINE).parts) == {"stage-1", "stage-2", "stage-3"}
+
+
+@pytest.mark.parametrize(
+    ("made", "stage"),
+    [
+        ([step(1), step(1, overflow=True), step(2, overflow=True, late=True)], 1),  # the turn that made it too much
+        ([step(1), step(2), step(2, overflow=True)], 2),
+        ([step(1), step(1), step(2, late=True)], 1),  # a message of stage 1 that came after its last turn
+        ([step(1), step(2)], 2),  # the question did not fit any more
+        ([], 1),
+    ],
+)
+def test_an_overflow_costs_the_stage_of_the_turn_before_it(made: list[StepLog], stage: int) -> None:
+    episode = log(*made, answered=False, overflowed=True, used=1_000)
+    assert overflow_stage(episode) == stage
+    shares = stage_rewards(episode, judged(None))
+    assert shares[stage - 1] == pytest.approx(-0.5 - (1 / 3 if stage == 3 else 0))
+    assert sum(shares) == pytest.approx(-0.5 - 1 / 3)
+
+
 # ranges
 
 calls = st.builds(
@@ -265,7 +335,8 @@ presets = st.one_of(
     st.sampled_from([PAPER, CODE, ANSWER_ONLY, replace(PAPER, maintenance=False)]),
     st.builds(
         RewardSettings, task=shares, context=shares, memory=shares, tools=shares, penalties=st.booleans(),
-        no_answer_weighted=st.booleans(), maintenance=st.booleans(), clip=st.booleans(),
+        no_answer_weighted=st.booleans(), maintenance=st.booleans(), clip=st.booleans(), double_penalty=st.booleans(),
+        by_stage=st.booleans(),
     ),
 )  # fmt: skip
 
@@ -279,11 +350,12 @@ def test_a_reward_is_the_weighted_sum_of_its_parts_within_its_range(
     task = parts["task"] * (settings.task if parts["task"] >= 0 or settings.no_answer_weighted else 1)
     whole = task + settings.context * parts["context"] + settings.memory * parts["memory"]
     whole += settings.tools * parts["tools"] + (parts["penalty"] if settings.penalties else 0)
+    assert sum(stage_rewards(episode, judgement, settings)) == pytest.approx(whole, abs=1e-9)
     if settings.clip:
         whole = min(1.0, max(-1.0, whole))
     assert score.value == pytest.approx(whole, abs=1e-9)  # the range was not what made it so
     assert (score.low, score.high) == bounds(settings)
-    assert all(0 <= parts[name] <= 1 for name in parts if name not in ("task", "penalty"))
+    assert all(0 <= parts[name] <= 1 for name in parts if name not in ("task", "penalty") and "stage" not in name)
 
 
 @pytest.mark.parametrize("wrong", [{"answer": 1.1}, {"good_adds": -1}, {"relevance": -0.1}])
