@@ -14,7 +14,8 @@ import asyncio
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final, TypedDict
+from typing import Annotated, Any, Final, TypedDict, runtime_checkable
+from typing import Protocol as Interface
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AnyMessage, BaseMessage, HumanMessage, SystemMessage
@@ -38,7 +39,7 @@ from memweave.agents.llm import DEFAULT_TIMEOUT
 from memweave.agents.memory_tools import LONGEST_QUERY, TOP_K, Numbers
 from memweave.agents.rendering import Profile
 from memweave.agents.tool_protocol import tools_line
-from memweave.errors import InputError
+from memweave.errors import InputError, OperationError
 from memweave.graphs.agemem_context import AgeMemContext, agent_prompt
 from memweave.graphs.agemem_reward import EpisodeLog
 from memweave.graphs.agemem_state import Acted, Budget, Protocol, StepState, Variant
@@ -92,7 +93,9 @@ class EpisodeOutput(TypedDict, total=False):
     preserved: bool
     """Whether all key phrases of the question were in the context at the end; not where there was no room for the question."""
     reward: Score | None
-    """`None` without a judge."""
+    """`None` without a judge, and where it could not tell."""
+    unjudged: str | None
+    """Why there is no reward although there is a judge: its model was away, or said nothing that makes sense."""
     operations: Annotated[list[MemoryOp], operator.add]
 
 
@@ -108,15 +111,27 @@ class EpisodeState(StepState, EpisodeInput, EpisodeOutput, total=False):
     """Whether the present stage ended because the context is too full."""
 
 
-EpisodeJudge = Callable[[EpisodeTask, "EpisodeOutput"], Score]
-"""Says what an episode was worth, from its task and its outcome (without `reward`)."""
+EpisodeJudge = Callable[[EpisodeTask, "EpisodeOutput"], Score | None]
+"""Says what an episode was worth, from its task and its outcome (without `reward`); `None`, or an `OperationError`, when it cannot tell.
+
+A judge that waits for something is an `AsyncEpisodeJudge` too."""
+
+
+@runtime_checkable
+class AsyncEpisodeJudge(Interface):
+    """A judge that does not hold up the event loop: asked in the place of `__call__` when the graph runs asynchronously."""
+
+    async def ajudge(self, task: EpisodeTask, outcome: EpisodeOutput) -> Score | None:
+        """Return what the judge says as a function."""
 
 
 # nodes
 
 
 @dataclass(frozen=True)
-class _Episode:
+class Episode:
+    """The nodes of an episode."""
+
     steps: AgentSteps
     bank: LazyBank
     scope: DefaultScope
@@ -179,9 +194,11 @@ class _Episode:
         }
 
     async def afeed(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
+        """Do what `feed` does."""
         return self.feed(state, config)
 
     async def abegin(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
+        """Do what `begin` does."""
         return self.begin(state, config)
 
     @staticmethod
@@ -201,6 +218,7 @@ class _Episode:
         return self._recalled(state, self._near(bank, query, hits))
 
     async def arecall(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
+        """Do what `recall` does."""
         query = self._query(state)
         if not query:
             return {}
@@ -243,11 +261,12 @@ class _Episode:
 
     def policy(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
         """Ask the model. Raises `UnavailableError`, and `ContextLengthError` when the context does not fit it."""
-        reply = self.steps.ask(state["context"], state["shown"], self._prompt(), config)
+        reply = self.steps.ask(state["context"], state["shown"], self._prompt(), _staged(config, state["stage"]))
         return {"reply": reply, "turn": self.steps.read(reply), "round": state["round"] + 1}
 
     async def apolicy(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
-        reply = await self.steps.aask(state["context"], state["shown"], self._prompt(), config)
+        """Do what `policy` does."""
+        reply = await self.steps.aask(state["context"], state["shown"], self._prompt(), _staged(config, state["stage"]))
         return {"reply": reply, "turn": self.steps.read(reply), "round": state["round"] + 1}
 
     def act(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
@@ -257,6 +276,7 @@ class _Episode:
         return self._acted(state, acted)
 
     async def aact(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
+        """Do what `act` does."""
         scope, run_id, bank = current_scope(self.scope), current_run_id(config), await self.bank.aget()
         acted = await self.steps.acarry_out(state, bank, scope, self._kept(state), run_id, config)
         return self._acted(state, acted)
@@ -300,13 +320,29 @@ class _Episode:
     def finish(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
         """Collect what happened, and judge it."""
         stored = self.bank.get().memories(scope=current_scope(self.scope))
-        return self._finished(state, stored)
+        outcome, score, unjudged = self._outcome(state, stored), None, None
+        if self.judge is not None:
+            try:
+                score = self.judge(state["task"], outcome)
+            except OperationError as error:  # it says nothing about the policy
+                unjudged = str(error)
+        return _judged(outcome, score, unjudged)
 
     async def afinish(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
+        """Do what `finish` does."""
         stored = await (await self.bank.aget()).amemories(scope=current_scope(self.scope))
-        return self._finished(state, stored)
+        outcome, score, unjudged, judge = self._outcome(state, stored), None, None, self.judge
+        if judge is not None:
+            try:
+                if isinstance(judge, AsyncEpisodeJudge):
+                    score = await judge.ajudge(state["task"], outcome)
+                else:
+                    score = judge(state["task"], outcome)
+            except OperationError as error:
+                unjudged = str(error)
+        return _judged(outcome, score, unjudged)
 
-    def _finished(self, state: EpisodeState, stored: Sequence[Memory]) -> EpisodeState:
+    def _outcome(self, state: EpisodeState, stored: Sequence[Memory]) -> EpisodeOutput:
         budget = state["budget"]
         seen = "\n".join(m.text for m in state["context"] if not isinstance(m, SystemMessage)).lower()
         log = EpisodeLog(
@@ -316,15 +352,23 @@ class _Episode:
             limit=self.limit,
             overflowed=budget.overflowed,
             exhausted=state["exhausted"],
+            rounds=self.rounds[2],
         )
-        outcome: EpisodeOutput = {
+        return {
             "answer": state["answer"],
             "log": log,
             "stored": [memory.text for memory in stored],
             "preserved": not state["over"] and all(p.lower() in seen for p in state["task"].key_phrases),
         }
-        score = self.judge(state["task"], outcome) if self.judge else None
-        return {**outcome, "reward": score}  # type: ignore[typeddict-item]  # an outcome is part of the state
+
+
+def _judged(outcome: EpisodeOutput, score: Score | None, unjudged: str | None) -> EpisodeState:
+    return {**outcome, "reward": score, "unjudged": unjudged}  # type: ignore[typeddict-item]  # an outcome is part of the state
+
+
+def _staged(config: RunnableConfig, stage: int) -> RunnableConfig:
+    """Return `config` with the stage in which a call is made, for the trace."""
+    return {**config, "metadata": {**(config.get("metadata") or {}), "memweave_stage": stage}}
 
 
 def _next_stage(state: EpisodeState) -> EpisodeState:
@@ -440,10 +484,15 @@ def create_agemem_episode_graph(
     )
     stages: dict[Variant, tuple[int, ...]] = {"full": (1,) if auto_retrieve else (), "rag": (1, 2, 3), "none": ()}
     recall_stages = stages[variant]
-    nodes = _Episode(
+    nodes = Episode(
         steps, LazyBank(bank), scope, context_tokens, rounds, recall_stages, recalled, recall_floor, profile, judge
     )
-    builder = StateGraph(EpisodeState, AgeMemContext, input_schema=EpisodeInput, output_schema=EpisodeOutput)
+    return compiled(nodes)
+
+
+def compiled(nodes: Episode, state: type[EpisodeState] = EpisodeState, given: type[Any] = EpisodeInput) -> EpisodeGraph:
+    """Return the graph of these nodes, over `state`, with the input `given`."""
+    builder = StateGraph(state, AgeMemContext, input_schema=given, output_schema=EpisodeOutput)
     builder.add_node("begin", Node("begin", nodes.begin, nodes.abegin))
     builder.add_node("feed", Node("feed", nodes.feed, nodes.afeed))
     builder.add_node("recall", Node("recall", nodes.recall, nodes.arecall))
@@ -453,10 +502,10 @@ def create_agemem_episode_graph(
     builder.add_node("judge", Node("judge", nodes.finish, nodes.afinish))
     builder.add_edge(START, "begin")
     builder.add_edge("begin", "feed")
-    builder.add_conditional_edges("feed", to_recall(recall_stages), ["recall", "policy", "skip", "judge"])
+    builder.add_conditional_edges("feed", to_recall(nodes.recall_stages), ["recall", "policy", "skip", "judge"])
     builder.add_conditional_edges("recall", after_recall, ["policy", "skip", "judge"])
     builder.add_edge("policy", "act")
-    builder.add_conditional_edges("act", after_act(rounds), ["policy", "feed", "judge"])
+    builder.add_conditional_edges("act", after_act(nodes.rounds), ["policy", "feed", "judge"])
     builder.add_edge("skip", "feed")
     builder.add_edge("judge", END)
     graph = builder.compile(name="agemem-episode")

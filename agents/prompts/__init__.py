@@ -26,6 +26,9 @@ PromptRole = Literal[
     "planner",
     "executor",
     "executor_text",
+    "episode_answer",
+    "episode_memories",
+    "episode_relevance",
 ]
 
 

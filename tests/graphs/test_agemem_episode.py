@@ -128,6 +128,7 @@ def test_a_trace_of_an_episode_has_its_turns_and_what_they_wrote(bank: MemoryBan
     assert trace.generations[1].memories_read == (MemoryRef(id=tea.id, version=1),)  # put beside the second message
     assert trace.generations[2].memories_read == ()
     assert trace.graph == "agemem-episode"
+    assert [g.stage for g in trace.generations] == [1, 1, 2, 2, 3]
 
 
 # rounds
