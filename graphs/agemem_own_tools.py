@@ -6,6 +6,7 @@ from langchain_core.messages import BaseMessage, ToolCall, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.errors import GraphBubbleUp
+from langgraph.types import Command
 
 from memweave.agents.memory_tools import Outcome, failed
 from memweave.agents.roles import one_line
@@ -34,6 +35,9 @@ async def aown_tool(tool: BaseTool, call: ToolCall, config: RunnableConfig) -> O
 
 
 def _told(tool: BaseTool, result: object) -> Outcome:
+    if any(isinstance(each, Command) for each in (result if isinstance(result, list | tuple) else (result,))):
+        why = "it returned a Command, and a tool of this agent cannot steer its graph: it has to return what it found"
+        return failed(tool.name, "tool_error", f"the tool {tool.name} cannot be used here: {why}. Go on without it")
     message = result if isinstance(result, BaseMessage) else ToolMessage(str(result), tool_call_id="")
     ok = not (isinstance(message, ToolMessage) and message.status == "error")
     return Outcome(name=tool.name, ok=ok, text=storable(message.text), fault=None if ok else "tool_error")

@@ -101,6 +101,37 @@ def test_a_tool_that_raises_is_told_to_the_model(
     assert (output["status"], output["messages"][-1].text) == ("answered", "Sorry.")
 
 
+@tool
+def steering(where: str) -> Command[str]:
+    """Go somewhere."""
+    return Command(goto=where, update={"messages": []})
+
+
+@tool
+def steering_on(where: str) -> list[Command[str]]:
+    """Go to several places."""
+    return [Command(goto=where)]
+
+
+@pytest.mark.parametrize("own", [steering, steering_on])
+def test_a_tool_that_returns_a_command_is_told_that_it_cannot_be_used(
+    bank: MemoryBank, scope: Scope, run: Run, speaker: Speaker, own: BaseTool
+) -> None:
+    model = ScriptedChatModel(
+        [speaker.calls((own.name, {"where": "home"}), (ADD, {"content": "tea"})), speaker.answer("I stay.")]
+    )
+    agent = create_agemem_agent(
+        model, bank, scope=scope, protocol=speaker.protocol, tools=[own], checkpointer=InMemorySaver()
+    )
+    output = run(agent, saying("Go."), thread())
+    told = "\n".join(said(output["messages"][2:-1]))
+    assert f"Error: the tool {own.name} cannot be used here: it returned a Command" in told
+    assert "Added [1]." in told
+    assert (output["status"], output["messages"][-1].text) == ("answered", "I stay.")
+    call = steps(agent, thread())[0].calls[0]
+    assert (call.name, call.ok, call.fault) == (own.name, False, "tool_error")
+
+
 def test_a_server_that_is_away_is_an_error_and_nothing_was_written_before_it(
     bank: MemoryBank, scope: Scope, run: Run, speaker: Speaker
 ) -> None:
