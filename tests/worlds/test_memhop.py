@@ -207,6 +207,8 @@ def test_related_small_talk_names_people_of_the_chain_and_unrelated_names_nobody
             for text in task.distractors:
                 named = {name for name in NAMES if name in text}
                 assert bool(named) is expected
+                assert not read_facts(text)  # by a name alone it resembles the question: no relation is spoken of
+                assert not any(relation in text for relation in RELATIONS)
                 # A correction came after the chain was drawn: what it replaced may be named.
                 assert len(named - near) <= task.stale
 

@@ -62,7 +62,8 @@ class MemHopSettings:
     hops: tuple[float, float, float] = (0.5, 0.4, 0.1)
     """Share of questions that take one, two and three facts."""
     mode: Literal["unrelated", "related"] = "unrelated"
-    """related: small talk names people of the chain."""
+    """related: small talk begins with the name of a person of the chain. It tells no fact of theirs, so no other relation either: it
+    resembles the question by a name alone."""
 
     def __post_init__(self) -> None:
         for name in ("p_stale", "p_gold_stale", "p_param", "p_restated"):
