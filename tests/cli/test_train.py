@@ -34,7 +34,8 @@ def test_the_list_shows_recipes_arms_and_settings(cli: Cli) -> None:
     found = {recipe["name"]: recipe for recipe in cli("train", "--list", "--json").json["recipes"]}
     of_agemem = ["agemem", "agemem-answer-only", "agemem-rag"]
     assert list(found) == ["token-class", "two-node", "memory-r1-manager", "memory-r1-answerer", *of_agemem]
-    assert found["agemem"]["arms"] == ["grpo", "shuffled", "code", "no-maintenance", "no-memory"]
+    of_credit = ["terminal-only", "per-stage", "step-pooled", "tool-steps"]
+    assert found["agemem"]["arms"] == ["grpo", "shuffled", "code", "no-maintenance", "no-memory", *of_credit]
     first = found["token-class"]
     assert (first["arms"], first["settings"]["steps"]) == (["grpo", "shuffled"], 60)
     manager, answerer = found["memory-r1-manager"], found["memory-r1-answerer"]

@@ -1,11 +1,13 @@
 """The recipes `agemem`, `agemem-answer-only` and `agemem-rag`: one agent trained over all three stages on MemHop (docs/agemem.md).
 
 Credit is the paper's step-wise GRPO: the advantage of an episode's reward, copied to every turn of all three stages; the loss is Eq. 6.
+Other arms of `agemem` change the credit alone: only stage 3 is trained, each stage has a reward of its own (specification, section 7,
+C6), mean and deviation are over all steps (A7), or only turns that the released code trains are (A8).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
@@ -15,7 +17,8 @@ from memweave.graphs.agemem_reward import ANSWER_ONLY, CODE, PAPER, RewardSettin
 from memweave.graphs.agemem_state import Variant
 from memweave.recipes.agemem import episodes
 from memweave.recipes.recipe import REPLY_SECONDS, Arm, Recipe, Stage, Staging, TrainSettings
-from memweave.trainers.credit import broadcast, shuffled
+from memweave.trainers.credit import Credit, broadcast, shuffled
+from memweave.trainers.stages import per_stage, stages_only, tool_steps_only
 from memweave.worlds.memhop import MemHop, MemHopSettings, MemHopTask, without
 
 MAX_TOKENS: Final = 64
@@ -39,6 +42,10 @@ MATERIAL: Final[Mapping[tuple[str, str], Material]] = {
     ("agemem", "code"): Material(reward=CODE),
     ("agemem", "no-maintenance"): Material(reward=replace(PAPER, maintenance=False)),
     ("agemem", "no-memory"): Material(variant="none"),
+    ("agemem", "terminal-only"): Material(),
+    ("agemem", "per-stage"): Material(reward=replace(PAPER, by_stage=True)),
+    ("agemem", "step-pooled"): Material(),
+    ("agemem", "tool-steps"): Material(),
     ("agemem-answer-only", "grpo"): Material(reward=ANSWER_ONLY),
     ("agemem-answer-only", "no-stale"): Material(reward=ANSWER_ONLY, world=without(WORLD, stale=True)),
     ("agemem-answer-only", "no-distractors"): Material(reward=ANSWER_ONLY, world=without(WORLD, distractors=True)),
@@ -99,8 +106,19 @@ def _eq6() -> Mapping[str, Any]:
     return {k: v for k, v in agemem().items() if k not in ("num_generations", "beta")}
 
 
-GRPO: Final = Arm(lambda seed: broadcast(), preset=_eq6)
-SHUFFLED: Final = Arm(lambda seed: shuffled(broadcast(), seed), preset=_eq6)
+def _arm(credit: Callable[[int], Credit]) -> Arm:
+    return Arm(credit, preset=_eq6)
+
+
+GRPO: Final = _arm(lambda seed: broadcast())
+CREDITS: Final[Mapping[str, Arm]] = {
+    "shuffled": _arm(lambda seed: shuffled(broadcast(), seed)),
+    "terminal-only": _arm(lambda seed: stages_only(broadcast(), (3,))),
+    "per-stage": _arm(lambda seed: per_stage()),
+    "step-pooled": _arm(lambda seed: broadcast(step_pooled=True)),
+    "tool-steps": _arm(lambda seed: tool_steps_only(broadcast())),
+}
+"""Arms with a credit of their own; the others have that of `GRPO`."""
 SETTINGS: Final = TrainSettings(
     steps=60,
     tasks_per_step=4,
@@ -115,7 +133,7 @@ SETTINGS: Final = TrainSettings(
 
 
 def _recipe(name: str, summary: str) -> Recipe:
-    arms = {arm: SHUFFLED if arm == "shuffled" else GRPO for recipe, arm in MATERIAL if recipe == name}
+    arms = {arm: CREDITS.get(arm, GRPO) for recipe, arm in MATERIAL if recipe == name}
     return Recipe(
         name=name,
         summary=summary,
