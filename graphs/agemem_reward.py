@@ -52,7 +52,7 @@ class EpisodeLog(Record):
     """Whether the context ever had more (A4)."""
     exhausted: bool
     """Whether stage 3 used up its rounds without an answer (A3)."""
-    rounds: int = Field(5, gt=0)
+    rounds: int = Field(default=5, gt=0)
     """Turns that stage 3 may take (N_max)."""
 
 

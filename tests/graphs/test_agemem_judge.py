@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from langchain_core.messages import BaseMessage
 
-from memweave.agents.episode_judge import GradeRequest, parse_grade, render_grade
+from memweave.agents.episode_judge import Graded, GradeRequest, parse_grade, render_grade
 from memweave.agents.memory_tools import ADD, RETRIEVE
 from memweave.agents.prompts import load_prompt
 from memweave.errors import ModelReplyError, UnavailableError
@@ -34,7 +34,7 @@ TASK = EpisodeTask(
 )
 ADDED = ("Anna's boss is Boris.", "It may rain.", "Anna's boss is Clara.")
 FOUND = ("Anna's boss is Clara.", "It may rain.")
-ROLES = ("episode_answer", "episode_memories", "episode_relevance")
+ROLES: tuple[Graded, ...] = ("episode_answer", "episode_memories", "episode_relevance")
 
 
 def outcome(answer: str | None = "Clara", added: Sequence[str] = ADDED, found: Sequence[str] = FOUND) -> EpisodeOutput:
@@ -54,8 +54,8 @@ def outcome(answer: str | None = "Clara", added: Sequence[str] = ADDED, found: S
     return {"answer": answer, "log": log, "stored": [], "preserved": True}
 
 
-def role_of(messages: Sequence[BaseMessage]) -> str:
-    return next(role for role in ROLES if messages[0].text == load_prompt(role).text)  # type: ignore[arg-type]  # these are
+def role_of(messages: Sequence[BaseMessage]) -> Graded:
+    return next(role for role in ROLES if messages[0].text == load_prompt(role).text)
 
 
 def grader(**replies: Scripted | list[Scripted]) -> ScriptedChatModel:
@@ -68,8 +68,9 @@ def grader(**replies: Scripted | list[Scripted]) -> ScriptedChatModel:
     }
 
     def reply(messages: list[BaseMessage]) -> Scripted:
-        said = script[role_of(messages)]
-        return said.pop(0) if isinstance(said, list) else said
+        entry = script[role_of(messages)]
+        said: Scripted = entry.pop(0) if isinstance(entry, list) else entry
+        return said
 
     return ScriptedChatModel(reply)
 
@@ -166,7 +167,8 @@ def test_a_reply_that_says_nothing_is_no_zero_and_is_asked_for_again(what: Any, 
     with pytest.raises(ModelReplyError, match=error.replace("[", r"\[")):
         parse_grade(reply, request)
     good = '{"good": [0, 0, "[2]"]}' if what == "episode_memories" else '{"score": 1}'
-    model = grader(**{what: [reply, good]})
+    tries: list[Scripted] = [reply, good]
+    model = grader(**{what: tries})
     found = ModelJudge(model).judged(TASK, outcome())
     again = next(call for call in model.calls if len(call) > 2)
     assert [message.type for message in again] == ["system", "human", "ai", "human"]
@@ -256,8 +258,8 @@ def test_a_mistake_in_a_judge_is_raised(bank: MemoryBank, scope: Scope, run: Run
 def test_replies_are_readable_as_the_prompts_show_them() -> None:
     """The example in each prompt is a reply that the parser takes."""
     for what in ROLES:
-        text = load_prompt(what).text  # type: ignore[arg-type]  # these are roles
+        text = load_prompt(what).text
         example = next(line for line in text.splitlines() if line.startswith('{"reason"'))
-        request = GradeRequest(what=what, question="Q?", graded=("a", "b", "c"))  # type: ignore[arg-type]  # these are
+        request = GradeRequest(what=what, question="Q?", graded=("a", "b", "c"))
         assert parse_grade(example, request) in (0.5, 1.0)
         assert json.loads(example)["reason"]

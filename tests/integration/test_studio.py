@@ -131,7 +131,8 @@ def studio(tmp_path_factory: pytest.TempPathFactory, endpoint: str) -> Iterator[
 
 def test_graphs_have_descriptions_and_editable_prompts(studio: Studio) -> None:
     assistants = {found["graph_id"]: found for found in studio.client.assistants.search()}
-    assert assistants.keys() == {"memory-r1", "memory-r1-construction", "memory-r1-answering", "agemem"}
+    chats = {"memory-r1", "agemem"}
+    assert assistants.keys() == {*chats, "memory-r1-construction", "memory-r1-answering", "agemem-episode"}
     assert all(len(found["description"] or "") > 20 for found in assistants.values())
     schemas = studio.client.assistants.get_schemas(assistants["memory-r1-construction"]["assistant_id"])
     fields = schemas["context_schema"]["properties"]
@@ -194,6 +195,33 @@ def test_agemem_shows_its_tools_its_budget_and_what_it_did(studio: Studio) -> No
     assert [call["name"] for step in state["steps"] for call in step["calls"]] == ["Add_memory"]
     (op,) = studio.cli("memory", "log", "--user", "cleo")["operations"]
     assert (op["kind"], op["reason"]) == ("ADD", "It may matter later.")
+
+
+def test_an_episode_can_be_typed_and_leaves_nothing_behind(studio: Studio) -> None:
+    (assistant,) = (each for each in studio.client.assistants.search() if each["graph_id"] == "agemem-episode")
+    schemas = studio.client.assistants.get_schemas(assistant["assistant_id"])
+    assert "gold" in json.dumps(schemas["input_schema"])
+    thread = studio.client.threads.create()["thread_id"]
+    task = {
+        "messages": ["My goat is called Bo.", "I have a boat."],
+        "distractors": ["It rains."],
+        "question": "Who is Bo?",
+    }
+    typed = {"task": {**task, "gold": "I see"}}
+    found = studio.client.runs.wait(thread, "agemem-episode", input=typed, context={"user": "dora"})
+    assert isinstance(found, dict)
+    assert (found["answer"], found["reward"]["value"], found["unjudged"]) == ("I see.", 1.0, None)
+    assert "My goat is called Bo." in found["stored"]
+    state = studio.client.threads.get_state(thread)["values"]
+    assert state["stage"] == 3
+    assert "Retrieve_memory" in state["tools"]
+    assert 0 < state["budget"]["used"] < state["budget"]["limit"]
+    assert studio.cli("memory", "log", "--user", "dora")["operations"] == []
+    nobodys = studio.client.runs.wait(None, "agemem-episode", input={"task": task})
+    assert isinstance(nobodys, dict)
+    assert (nobodys["answer"], nobodys["reward"]) == ("I see.", None)
+    with pytest.raises(Exception, match=r"task\.question: Field required"):
+        studio.client.runs.wait(None, "agemem-episode", input={"task": {"messages": ["Hi."]}})
 
 
 def test_construction_takes_what_the_command_line_left_pending(studio: Studio) -> None:
