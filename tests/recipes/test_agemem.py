@@ -30,7 +30,7 @@ from memweave.recipes.agemem.evaluation import evaluate_memhop  # noqa: E402
 from memweave.recipes.agemem.lessons import texts  # noqa: E402
 from memweave.recipes.agemem.measuring import measure  # noqa: E402
 from memweave.recipes.agemem.pretraining import WHOLE, MemHopCourse, MemHopPretrainSettings  # noqa: E402
-from memweave.recipes.running import run_recipe  # noqa: E402
+from memweave.recipes.running import MEMHOP_BASE, run_recipe  # noqa: E402
 
 FULL = (*LONG_TERM, *SHORT_TERM)
 WORLD = MemHop()
@@ -201,25 +201,66 @@ def test_the_reward_of_the_task_is_the_score_of_the_evaluation() -> None:
 # recipes
 
 
-@pytest.mark.parametrize(
-    ("name", "arm"), [("agemem", "grpo"), ("agemem-answer-only", "no-both"), ("agemem-rag", "grpo"), ("agemem", "code")]
-)
+ARMS = [
+    ("agemem", "grpo"),
+    ("agemem-answer-only", "no-both"),
+    ("agemem-rag", "grpo"),
+    *(("agemem", arm) for arm in ("code", "terminal-only", "per-stage", "step-pooled", "tool-steps")),
+]
+
+
+@pytest.mark.parametrize(("name", "arm"), ARMS)
 def test_a_recipe_trains_and_tests(name: str, arm: str, policy: PolicyFolder, tmp_path: Path) -> None:
     recipe = find_recipe(name)
     settings = recipe.settings.changed(
         steps=1, tasks_per_step=1, group_size=2, eval_tasks=1, test_size=2, seed=1, save_every=1
     )
     said: list[str] = []
-    found = run_recipe(
-        recipe, settings, Place(out=tmp_path / "run", base=policy.path, quiet=True, say=said.append), arm=arm
-    )
+    base = (
+        MEMHOP_BASE if arm == "terminal-only" else policy.path
+    )  # an untrained policy fills its context before stage 3
+    found = run_recipe(recipe, settings, Place(out=tmp_path / "run", base=base, quiet=True, say=said.append), arm=arm)
     assert (found.recipe, found.arm, found.steps, found.episodes) == (name, arm, 1, 2)
     assert set(found.test) == {"greedy", "sampled", "ood"}
     greedy = found.test["greedy"]
     assert isinstance(greedy, dict)
     assert len(str(greedy["right"])) == 2
     assert set(found.parts) >= {"em", "mq", "tokens", "task", "context", "memory", "calls:Add_memory"}
+    assert ("stage-1" in found.parts) == (arm == "per-stage")
     assert any("ood" in line for line in said)
+
+
+@pytest.mark.parametrize("arm", ["terminal-only", "per-stage", "step-pooled", "tool-steps"])
+def test_arms_of_credit_differ_in_nothing_else(arm: str) -> None:
+    from memweave.recipes.agemem.training import MATERIAL
+
+    plain, own = MATERIAL["agemem", "grpo"], MATERIAL["agemem", arm]
+    assert replace(own, reward=replace(own.reward, by_stage=False)) == plain
+    assert find_recipe("agemem").arm(arm).preset is find_recipe("agemem").arm("grpo").preset
+
+
+def test_the_stages_of_played_episodes_are_what_their_credit_goes_by(policy: PolicyFolder, tmp_path: Path) -> None:
+    from memweave.recipes.agemem.training import CREDITS, MATERIAL
+    from memweave.trainers.credit import Group
+    from memweave.trainers.rollouts import Rollouts
+
+    tasks = WORLD.tasks("val", 2)
+    judge = episodes.memhop_judge(tasks, MATERIAL["agemem", "per-stage"].reward)
+    graph = episodes.episode_graph(players.script("script-habits", 5), policy.path, judge, count=len)
+    with episodes.scratch_bank() as bank, Rollouts(graph, episodes.graph_reward, bank=bank) as rollouts:
+        groups: list[Group] = rollouts.run(episodes.rollout_tasks(tasks), group_size=3, run="r", training=False)
+    turns = {(t.id, g.index): g.stage for each in groups for t in each.traces for g in t.generations}
+    assert set(turns.values()) == {1, 2, 3}
+    for name, stages in (("terminal-only", {3}), ("per-stage", {1, 2, 3}), ("tool-steps", {1, 2, 3})):
+        credit = CREDITS[name].credit
+        assert credit is not None
+        found = credit(0)(groups)
+        assert {turns[key] for key in found.advantages} == stages
+        assert found.report.credited + sum(found.report.excluded.values()) == len(turns)
+    for trace in (trace for each in groups for trace in each.traces):
+        assert trace.score is not None
+        shares = [trace.score.parts[f"stage-{stage}"] for stage in (1, 2, 3)]
+        assert sum(shares) == pytest.approx(trace.score.value)
 
 
 def test_controls_are_played_in_their_own_world() -> None:
