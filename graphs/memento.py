@@ -11,11 +11,9 @@ learned is which cases to show: the retrieval policy and, handed in, its learner
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Final, get_args
+from typing import TYPE_CHECKING, Final, get_args
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
@@ -28,17 +26,23 @@ from memweave.agents.roles import JudgeRequest
 from memweave.errors import SettingsError
 from memweave.graphs.agemem_state import Protocol
 from memweave.graphs.agemem_steps import check_limit, protocol_for
+from memweave.graphs.memento_cases import CaseMemory, CaseSource, LazyCases
 from memweave.graphs.memento_context import MementoContext
-from memweave.graphs.memento_evaluate import Evaluate, Evaluating
+from memweave.graphs.memento_evaluate import Ending, Evaluate, Evaluating
 from memweave.graphs.memento_nodes import Exhaust, Planning
-from memweave.graphs.memento_state import MementoInput, MementoOutput, MementoState, QueryRecord, Verdict
-from memweave.graphs.memento_subtask import Executing, ExecutorSteps, create_subtask_graph, most_steps
+from memweave.graphs.memento_state import MementoInput, MementoOutput, MementoState
+from memweave.graphs.memento_subtask import Executing, ExecutorSteps, SubtaskGraph, create_subtask_graph, most_steps
 from memweave.graphs.memento_tools import RESULT_CHARS, TOOL_TIMEOUT, Limits, check_tools, dangerous
-from memweave.graphs.session import Node, quiet_known_types
+from memweave.graphs.session import DefaultScope, Node, quiet_known_types
 from memweave.models import chat_model
+
+if TYPE_CHECKING:
+    from memweave.memory_stores.case_retrieval import CaseLearner, RetrievalPolicy
 
 CONTEXT_TOKENS: Final = 175_000
 """Most tokens that planner or executor see (section 3.3)."""
+K: Final = 4
+"""Cases that the planner is shown (section 6, A7)."""
 MAX_CYCLES: Final = 3
 """Plans for one task (section 3.3)."""
 MAX_TOOL_ROUNDS: Final = 20
@@ -55,56 +59,22 @@ WINDOW: Final = 20
 MementoAgent = CompiledStateGraph[MementoState, MementoContext, MementoInput, MementoOutput]
 
 
-@dataclass(frozen=True)
-class _Ending:
-    """The nodes after the answer."""
-
-    evaluating: Evaluating
-
-    def evaluate(self, state: MementoState, config: RunnableConfig) -> MementoState:
-        """Find out what the answer is worth. Raises `UnavailableError` when the judge is away."""
-        record = query_record(state)
-        return _valued(record, self.evaluating.verdict(record, config))
-
-    async def aevaluate(self, state: MementoState, config: RunnableConfig) -> MementoState:
-        record = query_record(state)
-        return _valued(record, await self.evaluating.averdict(record, config))
-
-
-def _valued(record: QueryRecord, verdict: Verdict) -> MementoState:
-    return {"record": record.model_copy(update={"verdict": verdict}), "reward": verdict.reward}
-
-
-def query_record(state: MementoState) -> QueryRecord:
-    """Return the record of a task that is over, not evaluated yet."""
-    status = state["status"]
-    assert status is not None
-    plan = state["plan"]
-    return QueryRecord(
-        run_id=state["run_id"],
-        query=state["query"],
-        about=state["about"],
-        status=status,
-        answer=state["answer"],
-        plan=plan.text if plan else None,
-        plans=tuple(state["plans"]),
-        planner_calls=tuple(state["planner_calls"]),
-        subtasks=tuple(state["subtasks"]),
-        cases=tuple(state["seen"]),
-        verdict=Verdict(reward=None),
-    )
-
-
 def create_memento_agent(
     planner: str | BaseChatModel | None,
     executor: str | BaseChatModel,
     tools: Sequence[BaseTool] = (),
+    cases: CaseSource | None = None,
     *,
+    scope: DefaultScope = None,
+    k: int = K,
+    policy: RetrievalPolicy | None = None,
+    learner: CaseLearner | None = None,
+    retrieve_each_cycle: bool = False,
+    seed: int | None = None,
     max_cycles: int = MAX_CYCLES,
     max_tool_rounds: int = MAX_TOOL_ROUNDS,
     max_subtasks: int = MAX_SUBTASKS,
     exhaust_policy: Exhaust = "force_answer",
-    retrieve_each_cycle: bool = False,
     parallel: bool | int = False,
     approve: Collection[str] = (),
     judge: PolicyLike[JudgeRequest] | None = None,
@@ -121,12 +91,40 @@ def create_memento_agent(
     result_chars: int = RESULT_CHARS,
     checkpointer: Checkpointer = None,
 ) -> MementoAgent:
-    """TODO."""
+    """Return a planner and an executor that remember which plans worked, as a compiled graph over `messages` (Memento).
+
+    planner, executor: chat models, or their specifications (`chat_model`); two different ones if you like.
+    tools: of the executor.  cases: the case bank, or how to open it.
+    The paper's five systems: no planner and no tools (offline executor); no planner (online executor); no cases (without CBR);
+    cases, and a policy that does not learn (non-parametric); one that does, and its learner (parametric).
+
+    scope: whose cases, when neither authentication nor the run's context says it.  k: cases shown for a task.
+    policy: how they are chosen; by default the most similar.  learner: is told of every verified task.
+    retrieve_each_cycle: choose anew before every plan, as the paper says, not once per task, as its code does.
+    seed: of policies that draw.
+
+    max_cycles: plans for one task.  max_tool_rounds: replies with calls in one subtask.  max_subtasks: of one plan.
+    exhaust_policy: when no cycle is left, `force_answer` asks the planner once more, `paper_code` takes its last reply.
+    parallel: whether, or how many, subtasks run at the same time where the plan says that they may (`after`).
+    approve: names of tools whose calls a person has to approve, beside those with metadata `{"dangerous": True}`; needs a
+    checkpointer.
+
+    judge: grades the answer when the input has a right one; without a judge, exact match does.  evaluate: your function from
+    the record of a task to its reward, which decides over both.  Without any of them the reward is `None`, and the case is not
+    kept; `record_feedback` writes it when a user has said what it was worth.
+
+    profile: `none` gives the planner no instructions, for policies that were trained on the role.  protocol: of the executor,
+    as in `create_agemem_agent`.  context_tokens: most that planner or executor see.  window: earlier messages of the chat that
+    they see.  timeout, tool_timeout: seconds for one reply, one call.  result_chars: of one tool's result.
+
+    Raises `SettingsError` for a limit below 1, two tools of one name, an unknown name in `approve`, or cases without a planner.
+    """
     thinking = chat_model(planner) if isinstance(planner, str) else planner
     acting = chat_model(executor) if isinstance(executor, str) else executor
     at_once = (MOST_PARALLEL if parallel else 1) if isinstance(parallel, bool) else parallel
-    limits = {"max_cycles": max_cycles, "max_tool_rounds": max_tool_rounds, "max_subtasks": max_subtasks}
+    limits = {"k": k, "max_cycles": max_cycles, "max_tool_rounds": max_tool_rounds, "max_subtasks": max_subtasks}
     _check({**limits, "parallel": at_once}, exhaust_policy)
+    check_limit(context_tokens)
     gated = dangerous(tools, approve)
     steps = ExecutorSteps(
         model=acting,
@@ -137,11 +135,10 @@ def create_memento_agent(
         timeout=timeout,
         prompt=executor_prompt,
     )
-    check_limit(context_tokens)
     subtask = create_subtask_graph(
         Executing(steps, gated, max_tool_rounds, context_tokens, Limits(tool_timeout, result_chars))
     )
-    nodes = Planning(
+    planning = Planning(
         model=thinking,
         profile=profile,
         prompt=planner_prompt,
@@ -153,35 +150,59 @@ def create_memento_agent(
         max_attempts=MAX_ATTEMPTS,
         parallel=at_once,
         exhaust=exhaust_policy,
-        each_cycle=retrieve_each_cycle,
+        each_cycle=retrieve_each_cycle and cases is not None,
         window=window,
         gated=gated,
     )
-    ending = _Ending(Evaluating(evaluate, None if judge is None else as_judge(judge), timeout))
+    memory = None
+    if cases is not None and thinking is None:
+        raise SettingsError("cases are shown to a planner, and there is none: give the agent one, or no cases")
+    if cases is not None:
+        from memweave.memory_stores.case_retrieval import CosineTopK
+
+        memory = CaseMemory(LazyCases(cases), policy or CosineTopK(), k, scope, learner, seed)
+    ending = Ending(Evaluating(evaluate, None if judge is None else as_judge(judge), timeout))
     quiet_known_types()
+    graph = _wired(planning, subtask, ending, memory).compile(name="memento", checkpointer=checkpointer)
+    steps_at_most = max_cycles * (MAX_ATTEMPTS + 2 + 3 * max_subtasks) + 10
+    return graph.with_config(recursion_limit=max(steps_at_most, most_steps(max_tool_rounds)))
+
+
+def _wired(
+    planning: Planning, subtask: SubtaskGraph, ending: Ending, memory: CaseMemory | None
+) -> StateGraph[MementoState, MementoContext, MementoInput, MementoOutput]:
+    """Return the machine. Without a planner there is neither plan nor case: the executor works on the task itself."""
     builder = StateGraph(MementoState, MementoContext, input_schema=MementoInput, output_schema=MementoOutput)
-    builder.add_node("ingest", Node("ingest", nodes.ingest, nodes.aingest))
+    builder.add_node("ingest", Node("ingest", planning.ingest, planning.aingest))
     builder.add_node("subtask", subtask)
-    builder.add_node("record_subtask", Node("record_subtask", nodes.record_subtask, nodes.arecord_subtask))
+    builder.add_node("record_subtask", Node("record_subtask", planning.record_subtask, planning.arecord_subtask))
     builder.add_node("evaluate", Node("evaluate", ending.evaluate, ending.aevaluate))
     builder.add_edge(START, "ingest")
     builder.add_edge("subtask", "record_subtask")
-    builder.add_edge("evaluate", END)
-    if thinking is None:
-        builder.add_conditional_edges("ingest", nodes.handed_out, ["subtask"])
+    if planning.model is None:
+        builder.add_conditional_edges("ingest", planning.handed_out, ["subtask"])
         builder.add_edge("record_subtask", "evaluate")
-    else:
-        builder.add_node("plan", Node("plan", nodes.plan, nodes.aplan))
-        builder.add_node("next_task", Node("next_task", nodes.next_task, nodes.anext_task))
-        builder.add_node("finalize_exhausted", Node("finalize_exhausted", nodes.finalize, nodes.afinalize))
+        builder.add_edge("evaluate", END)
+        return builder
+    builder.add_node("plan", Node("plan", planning.plan, planning.aplan))
+    builder.add_node("next_task", Node("next_task", planning.next_task, planning.anext_task))
+    builder.add_node("finalize_exhausted", Node("finalize_exhausted", planning.finalize, planning.afinalize))
+    builder.add_conditional_edges("plan", planning.after_plan, ["plan", "next_task", "evaluate"])
+    again = "read_cases" if planning.each_cycle else "plan"
+    builder.add_conditional_edges("next_task", planning.after_next_task, ["subtask", again, "finalize_exhausted"])
+    builder.add_edge("record_subtask", "next_task")
+    builder.add_edge("finalize_exhausted", "evaluate")
+    if memory is None:
         builder.add_edge("ingest", "plan")
-        builder.add_conditional_edges("plan", nodes.after_plan, ["plan", "next_task", "evaluate"])
-        builder.add_conditional_edges("next_task", nodes.after_next_task, ["subtask", "plan", "finalize_exhausted"])
-        builder.add_edge("record_subtask", "next_task")
-        builder.add_edge("finalize_exhausted", "evaluate")
-    graph = builder.compile(name="memento", checkpointer=checkpointer)
-    steps_at_most = max_cycles * (MAX_ATTEMPTS + 2 + 3 * max_subtasks) + 10
-    return graph.with_config(recursion_limit=max(steps_at_most, most_steps(max_tool_rounds)))
+        builder.add_edge("evaluate", END)
+        return builder
+    builder.add_node("read_cases", Node("read_cases", memory.read, memory.aread))
+    builder.add_node("write_case", Node("write_case", memory.write, memory.awrite))
+    builder.add_edge("ingest", "read_cases")
+    builder.add_edge("read_cases", "plan")
+    builder.add_edge("evaluate", "write_case")
+    builder.add_edge("write_case", END)
+    return builder
 
 
 def _check(limits: dict[str, int], exhaust: str) -> None:

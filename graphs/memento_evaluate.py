@@ -19,7 +19,7 @@ from memweave.agents.llm import bounded
 from memweave.agents.roles import Attempt, Judge, JudgeRequest
 from memweave.errors import ModelReplyError, RewardError, SettingsError
 from memweave.graphs.memento_context import prompt_of
-from memweave.graphs.memento_state import QueryRecord, Verdict
+from memweave.graphs.memento_state import MementoState, QueryRecord, Verdict
 from memweave.metrics import exact_match
 
 Evaluate = Callable[[QueryRecord], float | None] | Callable[[QueryRecord], Awaitable[float | None]]
@@ -120,3 +120,46 @@ def _again(request: JudgeRequest, reply: str, error: ModelReplyError) -> JudgeRe
 
 def _undecided(request: JudgeRequest) -> Verdict:
     return Verdict(reward=None, by="judge", reason=f"the judge gave no verdict: {request.failed[-1].error}")
+
+
+# the node
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The node after the answer: puts the record of the task together, and says what the answer is worth."""
+
+    evaluating: Evaluating
+
+    def evaluate(self, state: MementoState, config: RunnableConfig) -> MementoState:
+        """Find out what the answer is worth. Raises `UnavailableError` when the judge is away."""
+        record = query_record(state)
+        return _valued(record, self.evaluating.verdict(record, config))
+
+    async def aevaluate(self, state: MementoState, config: RunnableConfig) -> MementoState:
+        """Do what `evaluate` does."""
+        record = query_record(state)
+        return _valued(record, await self.evaluating.averdict(record, config))
+
+
+def query_record(state: MementoState) -> QueryRecord:
+    """Return the record of a task that is over, not evaluated yet."""
+    status, plan = state["status"], state["plan"]
+    assert status is not None
+    return QueryRecord(
+        run_id=state["run_id"],
+        query=state["query"],
+        about=state["about"],
+        status=status,
+        answer=state["answer"],
+        plan=plan.text if plan else None,
+        plans=tuple(state["plans"]),
+        planner_calls=tuple(state["planner_calls"]),
+        subtasks=tuple(state["subtasks"]),
+        cases=tuple(state["seen"]),
+        verdict=Verdict(reward=None),
+    )
+
+
+def _valued(record: QueryRecord, verdict: Verdict) -> MementoState:
+    return {"record": record.model_copy(update={"verdict": verdict}), "reward": verdict.reward}

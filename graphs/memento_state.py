@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from typing import Annotated, Any, Final, Literal, TypedDict
+from uuid import UUID
 
 from langchain_core.messages import AnyMessage, ToolCall
 from langgraph.channels import EphemeralValue
@@ -106,7 +107,7 @@ class Verdict(Record):
     reward: float | None
     """In [0, 1]; `None`: nobody verified it."""
     by: str | None = None
-    """exact_match, judge or evaluate."""
+    """exact_match, judge, evaluate or feedback."""
     reason: str | None = None
 
 
@@ -127,6 +128,8 @@ class QueryRecord(Record):
     cases: tuple[ShownCase, ...]
     """That were shown to the planner."""
     verdict: Verdict
+    case_id: UUID | None = None
+    """Of the case that was written of it."""
 
     @property
     def reward(self) -> float | None:

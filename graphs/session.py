@@ -193,7 +193,7 @@ def report(ops: Iterable[MemoryOp], dialogue: str, role: str) -> None:
 
     Each is a custom event `memweave.memory_op`: a `MemoryEvent` with `role`, and the `version` that it left or closed.
     """
-    if not _listened_to():
+    if not listened_to():
         return
     for op in ops:
         dispatch_custom_event(MEMORY_OP_EVENT, _reported(op, dialogue, role))
@@ -201,13 +201,13 @@ def report(ops: Iterable[MemoryOp], dialogue: str, role: str) -> None:
 
 async def areport(ops: Iterable[MemoryOp], dialogue: str, role: str) -> None:
     """Tell the run's callbacks of operations, as `report` does."""
-    if not _listened_to():
+    if not listened_to():
         return
     for op in ops:
         await adispatch_custom_event(MEMORY_OP_EVENT, _reported(op, dialogue, role))
 
 
-def _listened_to() -> bool:
+def listened_to() -> bool:
     """Return whether any callback could take an event in."""
     callbacks = get_config().get("callbacks")
     return bool(callbacks if isinstance(callbacks, list) else getattr(callbacks, "handlers", None))

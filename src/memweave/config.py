@@ -60,6 +60,10 @@ class Settings(BaseSettings):
     """Model of the memory manager, when it is not `model`."""
     answerer: Spec | None = None
     """Model of the answerer, when it is not `model`."""
+    planner: Spec | None = None
+    """Model of Memento's planner, when it is not `model`."""
+    executor: Spec | None = None
+    """Model of Memento's executor, when it is not `model`."""
     judge: Spec | None = None
     """Model that grades answers in evaluations; without it there is no judge column."""
     model_api_key: SecretStr | None = None
