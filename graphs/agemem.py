@@ -331,7 +331,8 @@ def create_agemem_agent(
 ) -> AgeMemAgent:
     """Return an agent that manages its memory with tools, as a compiled graph over `messages` (AgeMem, arXiv 2601.01885).
 
-    model: a chat model, or its specification (`chat_model`).  bank: long-term memory.  tools: others that it may use.
+    model: a chat model, or its specification (`chat_model`).  bank: long-term memory.  tools: others that it may use; they return
+    what they found, and one that returns a `Command` is an error that the model is told.
     scope: whose memories, when neither authentication nor the run's context says it.
     variant: `full`, `rag` (long-term tools; what fits is retrieved for every message) or `none`.
     context_tokens: most tokens that the model sees; the oldest messages go when there are more, never the system message, the

@@ -16,13 +16,15 @@ from memweave.agents.prompts import load_prompt
 from memweave.errors import ModelReplyError, UnavailableError
 from memweave.graphs.agemem_episode import AsyncEpisodeJudge, EpisodeOutput, EpisodeTask, create_agemem_episode_graph
 from memweave.graphs.agemem_judge import ModelJudge
-from memweave.graphs.agemem_reward import CODE, PAPER, EpisodeLog, Judged, RewardSettings, reward
+from memweave.graphs.agemem_reward import ANSWER_ONLY, CODE, PAPER, EpisodeLog, Judged, RewardSettings, reward
 from memweave.graphs.agemem_state import CallLog, StepLog
 from memweave.memory_stores import MemoryBank
 from memweave.records import Scope
 from memweave.testing.models import Scripted, ScriptedChatModel
 from memweave.tracing import Score, Tracer
+from memweave.trainers import Rollouts, Task, broadcast
 from tests.graphs.agemem_play import Ours, Speaker
+from tests.trainers import made_up
 
 Run = Callable[..., Any]
 TEXT = Speaker("text")
@@ -238,6 +240,21 @@ def test_a_judge_that_fails_gives_no_reward_and_says_why(
     assert output["reward"] is None
     assert why in output["unjudged"]
     assert (output["answer"], len(output["stored"])) == ("Clara", 2)
+
+
+def test_an_episode_whose_judge_failed_is_left_out_of_training(bank: MemoryBank, scope: Scope) -> None:
+    """Of three episodes one is not judged: the others are compared, r = 1 and 0, and it is no reward of 0."""
+    grades: list[Scripted] = [ConnectionError("refused"), '{"score": 1}', '{"score": 0}']
+    judge = ModelJudge(grader(episode_answer=grades), settings=ANSWER_ONLY)
+    graph = create_agemem_episode_graph(made_up.policy(lambda messages: "<answer>x</answer>"), bank, judge=judge)
+    task = Task(id="boss", input={"task": TASK}, context={"user": scope.user, "tenant": scope.tenant})
+    with Rollouts(graph, lambda task, output, trace: output["reward"], bank=bank, concurrency=1) as rollouts:
+        (group,) = rollouts.run([task], group_size=3, run="r", training=False)
+    assert [trace.status for trace in group.traces] == ["ok"] * 3
+    assert [trace.score and trace.score.value for trace in group.traces] == [None, 1.0, 0.0]
+    report = broadcast()([group]).report
+    assert (report.rewards, report.reward_mean) == (2, 0.5)
+    assert report.excluded == {"unscored": len(group.traces[0].generations)}
 
 
 def test_a_judge_may_be_a_function_that_cannot_tell(bank: MemoryBank, scope: Scope, run: Run) -> None:

@@ -77,15 +77,8 @@ def test_it_reads_the_users_memory_and_never_writes_to_it(bank: MemoryBank, scop
 def test_a_gold_answer_makes_a_reward_and_reaches_no_prompt(
     bank: MemoryBank, scope: Scope, run: Run, answer: str, value: float
 ) -> None:
-    model = player(answer)
-    task = {
-        **TASK,
-        "messages": ["Anna has a boss."],
-        "gold": "Clara",
-        "key_phrases": ["Zebra"],
-    }
-    replies = [NATIVE.answer("Noted."), NATIVE.answer("Indeed."), NATIVE.answer(answer)]
-    model = ScriptedChatModel(replies)
+    task = {**TASK, "messages": ["Anna has a boss."], "gold": "Clara", "key_phrases": ["Zebra"]}
+    model = ScriptedChatModel([NATIVE.answer("Noted."), NATIVE.answer("Indeed."), NATIVE.answer(answer)])
     graph = graph_of(model, bank, scope)
     output = run(graph, {"task": task}, thread())
     assert output["reward"] == Score(value=value)
@@ -131,9 +124,7 @@ def test_an_episode_goes_on_in_another_request_on_the_same_branch(bank: MemoryBa
     output = run(other, None, thread())
     assert (output["answer"], output["stored"]) == ("Clara", ["Anna's boss is Clara."])
     # A process that was started anew has no branch of it.
-    model = player()
-    run(graph_of(model, bank, scope, branches=branches), {"task": TASK}, thread("u"))
-    lost = graph_of(model, bank, scope)
+    lost = graph_of(player(), bank, scope)
     lost.checkpointer = saver
     fork = next(s for s in lost.get_state_history(thread()) if s.next == ("act",)).config
     with pytest.raises(UsageError, match="the memory of this episode is gone"):
@@ -150,12 +141,8 @@ def test_the_branches_of_old_episodes_are_forgotten(bank: MemoryBank, scope: Sco
 
 
 def test_episodes_at_the_same_time_are_kept_apart(bank: MemoryBank, scope: Scope) -> None:
-    graph = graph_of(ScriptedChatModel(lambda messages: NATIVE.answer("x")), bank, scope)
-    seen: list[str] = []
-
     def reply(messages: list[Any]) -> Any:
         mine = next(m.text for m in messages if m.text.startswith("I am"))
-        seen.append(mine)
         if messages[-1].type == "tool":
             return NATIVE.answer("Noted.")
         return NATIVE.calls((ADD, {"content": mine}))

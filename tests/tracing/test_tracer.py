@@ -160,6 +160,14 @@ async def test_astream_events() -> None:
     check(tracer.traces[0])
 
 
+@pytest.mark.parametrize(("given", "stage"), [(0, 0), (3, 3), (None, None), (-1, None), ("2", None)])
+def test_the_stage_of_a_call_is_a_number_that_the_graph_gave(given: object, stage: int | None) -> None:
+    tracer = Tracer()
+    Serving().invoke([HumanMessage("hi")], {"callbacks": [tracer], "metadata": {"memweave_stage": given}})
+    assert tracer.last is not None
+    assert tracer.last.generations[0].stage == stage
+
+
 async def test_abatch() -> None:
     tracer = Tracer()
     await graph(Serving()).abatch([{}] * 3, {"callbacks": [tracer]})
