@@ -14,7 +14,9 @@ from enum import StrEnum
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+import numpy as np
 import sqlalchemy as sa
+from numpy.typing import NDArray
 from sqlalchemy.engine import URL, Connection
 
 from memweave.errors import ConflictError, FormatError, UnknownMemoryError
@@ -52,6 +54,7 @@ _CHUNK: Final = 500
 _PURGE: Final = "PURGE"
 
 _ops, _versions, _turns, _scopes, _meta = schema.ops, schema.versions, schema.turns, schema.scopes, schema.meta
+_replay = schema.replay
 _VERSION_COLUMNS: Final = tuple(c for c in _versions.c if c.name != "vector")
 _OWNER_COLUMNS: Final = (_scopes.c.tenant, _scopes.c.user)
 _VERSIONS_AND_OWNERS: Final = sa.select(_versions, *_OWNER_COLUMNS).join(
@@ -118,6 +121,8 @@ class Ledger:
                 f"{self.database.where} has format {found}, this memweave reads format {RECORD_FORMAT}. "
                 "Use the memweave version that wrote it, or export there and import here."
             )
+        elif not sa.inspect(connection).has_table(_replay.name):  # made before there were cases
+            _replay.create(connection)
 
     def meta(self, key: str) -> str | None:
         """Return a fact about this ledger, or `None` when it was never set."""
@@ -274,6 +279,28 @@ class Ledger:
         with self.database.read() as connection:
             return list(connection.execute(query).scalars())
 
+    def vectors(self, partition: str, ids: Sequence[UUID]) -> dict[UUID, NDArray[np.float32]]:
+        """Return the vectors of current memories, by id; those that do not exist are left out."""
+        found: dict[UUID, NDArray[np.float32]] = {}
+        v = _versions.c
+        with self.database.read() as connection:
+            for start in range(0, len(ids), _CHUNK):
+                names = [i.hex for i in ids[start : start + _CHUNK]]
+                query = sa.select(v.memory_id, v.vector, v.closed_seq).where(
+                    v.partition == partition, v.memory_id.in_(names)
+                )
+                for memory_id, vector, closed in connection.execute(query):
+                    if closed is None:
+                        found[UUID(hex=memory_id)] = np.frombuffer(vector, dtype="<f4")
+        return found
+
+    def replay(self, partition: str, limit: int | None = None) -> list[str]:
+        """Return the last `limit` rows of experience, or all, oldest first."""
+        query = sa.select(_replay.c.row).where(_replay.c.partition == partition)
+        with self.database.read() as connection:
+            rows = connection.execute(query.order_by(_replay.c.position.desc()).limit(limit)).scalars()
+            return list(rows)[::-1]
+
     def close(self) -> None:
         """Release all connections."""
         self.database.close()
@@ -398,6 +425,10 @@ class LedgerTransaction:
                 out[row["dialogue"], row["source_id"]] = turn_of(row, scope)
         return out
 
+    def add_replay(self, partition: str, rows: Sequence[str]) -> None:
+        """Append rows of experience."""
+        self.connection.execute(sa.insert(_replay), [{"partition": partition, "row": row} for row in rows])
+
     def finish_turn(self, partition: str, turn: StoredTurn) -> None:
         """Mark a turn done. Raises: ConflictError when it already was, for example by another process."""
         changed = self.connection.execute(statements.FINISH_TURN, _which_turn(partition, turn))
@@ -417,7 +448,7 @@ class LedgerTransaction:
         partitions = list(self.connection.execute(owned).scalars())
         old_tombstones = sa.select(sa.func.count()).where(_ops.c.partition.in_(partitions), _ops.c.kind == _PURGE)
         counts = {"tombstones": self.connection.execute(old_tombstones).scalar() or 0}
-        for table in (_versions, _ops, _turns, _scopes):
+        for table in (_versions, _ops, _turns, _replay, _scopes):
             counts[table.name] = self.connection.execute(
                 sa.delete(table).where(table.c.partition.in_(partitions))
             ).rowcount

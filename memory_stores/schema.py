@@ -114,3 +114,14 @@ turns = Table(
     sqlite_autoincrement=True,
 )
 """Messages as they came in, kept so that a failed turn can be retried."""
+
+replay = Table(
+    "memweave_replay",
+    metadata,
+    Column("position", _Serial, primary_key=True, autoincrement=True),
+    Column("partition", String(32), nullable=False),
+    Column("row", Text, nullable=False),
+    Index("memweave_replay_partition", "partition", "position"),
+    sqlite_autoincrement=True,
+)
+"""Which cases were shown for a query, and what came of it (`ReplayRow`, as JSON): experience, append-only."""

@@ -342,3 +342,52 @@ class IndexFilter(Record):
         if value == ():
             raise ValueError("must name at least one value; use None for no condition")
         return value
+
+
+Reward = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+"""What an answer was worth, in [0, 1]."""
+
+
+class NewCase(Record):
+    """A finished task, to be written into a case bank: c = (s, a, r) (Memento, Definition 3.1)."""
+
+    task: Text
+    """s: the task's text, as it was asked."""
+    plan: Text
+    """a: the latest plan, as the planner wrote it (A9)."""
+    plans: tuple[Text, ...] = ()
+    """All plans of the run, the latest one last."""
+    reward: Reward | None
+    """r; `None` when nobody verified the answer."""
+    task_id: Name | None = None
+    """Id of the query: a query is never shown its own case, unless the bank is told to (A4)."""
+    family: Name | None = None
+    iteration: int | None = None
+    run_id: Name | None = None
+    metadata: Metadata = Field(default_factory=dict)
+
+    @property
+    def positive(self) -> bool:
+        """Return whether it is shown as a positive example: r = 1 (section 3.4)."""
+        return self.reward == 1.0
+
+
+class Case(NewCase):
+    """A case in a bank."""
+
+    id: UUID
+    scope: Scope
+    recorded_at: UtcTime
+
+
+class ReplayRow(Record):
+    """One row of experience: a case was shown for a query, and the query got the reward (A11: the data's `truth_label`)."""
+
+    query: Text
+    task_id: Name | None = None
+    case_id: UUID
+    reward: Reward
+    iteration: int | None = None
+    run_id: Name | None = None
+    probability: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Of the case being drawn, given those drawn before it; `None` when the policy does not draw."""

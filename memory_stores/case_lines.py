@@ -1,0 +1,97 @@
+"""Cases as JSON lines: the formats of the released pools (Memento, section 3.7), read and written.
+
+    {"question": ..., "plan": ..., "reward": 0 | 1}                       the non-parametric pool, and our export
+    {"case": ..., "plan": ..., "case_label": "positive" | "negative"}     the parametric pool
+
+`case_label` is what came of the stored case itself (A11).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+from uuid import UUID, uuid5
+
+from pydantic import JsonValue, TypeAdapter, ValidationError
+
+from memweave.errors import InputError
+from memweave.records import Case, NewCase
+
+_NAMESPACE: Final = UUID("6f6dbd3c-9a7e-5d0e-8f3f-6d656d656e74")
+_LINE: Final = TypeAdapter(dict[str, JsonValue])
+_OURS: Final = ("plans", "task_id", "family", "iteration", "run_id", "metadata")
+_EXPECTED: Final = 'a line is {"question", "plan", "reward"} or {"case", "plan", "case_label"}'
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedCase:
+    """A case of a file, with an id that is the same each time the line is read."""
+
+    id: UUID
+    case: NewCase
+
+
+def case_line(case: Case) -> str:
+    """Return a case in the public format, with our fields beside; `case_id` brings it back as the same case."""
+    ours = case.model_dump(mode="json", include=set(_OURS), exclude_defaults=True)
+    line = {"question": case.task, "plan": case.plan, "reward": case.reward, "case_id": str(case.id), **ours}
+    return json.dumps(line, ensure_ascii=False)
+
+
+def read_case_lines(lines: Iterable[str], source: str) -> list[ImportedCase]:
+    """Return the cases in lines; blank ones are skipped. Raises `InputError` naming the first that is none."""
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                found.append(_read(line))
+            except (ValueError, RecursionError) as error:
+                raise InputError(
+                    f"{source} {number} is no case: {_reason(error)} ({_EXPECTED}). Nothing was imported."
+                ) from None
+    return found
+
+
+def _read(line: str) -> ImportedCase:
+    given = _LINE.validate_python(json.loads(line, parse_constant=_no_constant))
+    task = given.get("question", given.get("case"))
+    plan = given.get("plan")
+    if not isinstance(task, str) or not task.strip():
+        raise ValueError("it has no text in question or case")
+    if isinstance(plan, dict | list):
+        plan = json.dumps(plan, ensure_ascii=False)
+    if not isinstance(plan, str) or not plan.strip():
+        raise ValueError("it has no plan")
+    reward = _reward(given)
+    ours = {name: given[name] for name in _OURS if name in given}
+    case = NewCase.model_validate({"task": task, "plan": plan, "reward": reward, **ours})
+    known = given.get("case_id")
+    own = UUID(known) if isinstance(known, str) else uuid5(_NAMESPACE, json.dumps([task, plan, reward]))
+    return ImportedCase(own, case)
+
+
+def _reward(given: dict[str, JsonValue]) -> float | None:
+    if "case_label" in given:
+        label = given["case_label"]
+        if label not in ("positive", "negative"):
+            raise ValueError(f"its case_label is {label!r:.40}, not positive or negative")
+        return 1.0 if label == "positive" else 0.0
+    if "reward" not in given:
+        raise ValueError("it has neither reward nor case_label")
+    reward = given["reward"]
+    if reward is not None and not isinstance(reward, bool | int | float):
+        raise ValueError(f"its reward is {reward!r:.40}, not a number from 0 to 1")
+    return None if reward is None else float(reward)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
