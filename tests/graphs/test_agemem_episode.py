@@ -92,7 +92,7 @@ def test_facts_are_stored_the_context_is_wiped_and_the_question_is_answered_from
     assert stages(output) == [1, 1, 2, 2, 3, 3]
     assert [step.round for step in log.steps] == [1, 1, 1, 1, 1, 2]
     assert [step.think for step in log.steps][:2] == ["new", "changed"]
-    assert (log.answered, log.overflowed, log.exhausted, log.limit) == (True, False, False, 8_192)
+    assert (log.answered, log.overflowed, log.exhausted, log.limit, log.rounds) == (True, False, False, 8_192, 3)
     assert log.used == log.steps[-1].tokens
     assert log.steps[4].calls[0].retrieved == ("Anna's boss is Clara.",)
     system = f"Tools: {', '.join((*LONG_TERM, *SHORT_TERM))}."

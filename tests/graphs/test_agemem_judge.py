@@ -264,6 +264,20 @@ def test_a_judge_may_be_a_function_that_cannot_tell(bank: MemoryBank, scope: Sco
     assert output["reward"] == Score(value=0.5)
 
 
+def test_a_judge_with_an_async_form_is_asked_in_that_form(
+    bank: MemoryBank, scope: Scope, run: Run, request: pytest.FixtureRequest
+) -> None:
+    class Both:
+        def __call__(self, task: EpisodeTask, outcome: EpisodeOutput) -> Score:
+            return Score(value=0.25)
+
+        async def ajudge(self, task: EpisodeTask, outcome: EpisodeOutput) -> Score:
+            return Score(value=0.75)
+
+    output, _ = play(Both(), bank, scope, run)
+    assert output["reward"].value == (0.75 if request.node.callspec.params["run"] == "async" else 0.25)
+
+
 def test_a_mistake_in_a_judge_is_raised(bank: MemoryBank, scope: Scope, run: Run) -> None:
     def broken(task: EpisodeTask, outcome: EpisodeOutput) -> Score:
         raise KeyError(task.id)
