@@ -10,15 +10,18 @@ learned is which cases to show: the retrieval policy and, handed in, its learner
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Final, get_args
+from typing import Final, get_args
 
 from langchain_core.language_models import BaseChatModel
+from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Checkpointer
 
+from memweave.agents.calculator import calculator
 from memweave.agents.context import ContextCounter, estimate_context
 from memweave.agents.llm import DEFAULT_TIMEOUT, PolicyLike, as_judge
 from memweave.agents.rendering import Profile
@@ -33,11 +36,11 @@ from memweave.graphs.memento_nodes import Exhaust, Planning
 from memweave.graphs.memento_state import MementoInput, MementoOutput, MementoState
 from memweave.graphs.memento_subtask import Executing, ExecutorSteps, SubtaskGraph, create_subtask_graph, most_steps
 from memweave.graphs.memento_tools import RESULT_CHARS, TOOL_TIMEOUT, Limits, check_tools, dangerous
+from memweave.graphs.server import server
 from memweave.graphs.session import DefaultScope, Node, quiet_known_types
+from memweave.memory_stores import CaseBank
+from memweave.memory_stores.case_retrieval import CaseLearner, CosineTopK, RetrievalPolicy, retrieval_policy
 from memweave.models import chat_model
-
-if TYPE_CHECKING:
-    from memweave.memory_stores.case_retrieval import CaseLearner, RetrievalPolicy
 
 CONTEXT_TOKENS: Final = 175_000
 """Most tokens that planner or executor see (section 3.3)."""
@@ -67,7 +70,7 @@ def create_memento_agent(
     *,
     scope: DefaultScope = None,
     k: int = K,
-    policy: RetrievalPolicy | None = None,
+    policy: RetrievalPolicy | str | None = None,
     learner: CaseLearner | None = None,
     retrieve_each_cycle: bool = False,
     seed: int | None = None,
@@ -99,7 +102,7 @@ def create_memento_agent(
     cases, and a policy that does not learn (non-parametric); one that does, and its learner (parametric).
 
     scope: whose cases, when neither authentication nor the run's context says it.  k: cases shown for a task.
-    policy: how they are chosen; by default the most similar.  learner: is told of every verified task.
+    policy: how they are chosen, or its name; by default the most similar.  learner: is told of every verified task.
     retrieve_each_cycle: choose anew before every plan, as the paper says, not once per task, as its code does.
     seed: of policies that draw.
 
@@ -158,9 +161,8 @@ def create_memento_agent(
     if cases is not None and thinking is None:
         raise SettingsError("cases are shown to a planner, and there is none: give the agent one, or no cases")
     if cases is not None:
-        from memweave.memory_stores.case_retrieval import CosineTopK
-
-        memory = CaseMemory(LazyCases(cases), policy or CosineTopK(), k, scope, learner, seed)
+        chosen = retrieval_policy(policy) if isinstance(policy, str) else policy or CosineTopK()
+        memory = CaseMemory(LazyCases(cases), chosen, k, scope, learner, seed)
     ending = Ending(Evaluating(evaluate, None if judge is None else as_judge(judge), timeout))
     quiet_known_types()
     graph = _wired(planning, subtask, ending, memory).compile(name="memento", checkpointer=checkpointer)
@@ -211,3 +213,17 @@ def _check(limits: dict[str, int], exhaust: str) -> None:
             raise SettingsError(f"{name} = {value}: give 1 at least")
     if exhaust not in get_args(Exhaust):
         raise SettingsError(f"exhaust_policy {exhaust!r} is none of {', '.join(get_args(Exhaust))}")
+
+
+async def make_graph(config: RunnableConfig) -> MementoAgent:
+    """Return the agent for a LangGraph server: models and bank of the settings, a calculator, the server's checkpointer."""
+    own = await server()
+    return await asyncio.to_thread(
+        create_memento_agent,
+        own.planner,
+        own.executor,
+        [calculator()],
+        lambda: CaseBank(own.bank()),
+        scope=own.home,
+        timeout=own.settings.model_timeout,
+    )

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
@@ -23,16 +22,12 @@ from memweave.agents.planner import ROLE, Said, ShownCase, cases_text
 from memweave.errors import UnknownMemoryError
 from memweave.graphs.memento_state import MementoState, QueryRecord
 from memweave.graphs.session import DefaultScope, current_scope, listened_to
-from memweave.records import Scope
+from memweave.memory_stores import CaseBank, RetrievedCase
+from memweave.memory_stores.case_retrieval import CaseLearner, RetrievalPolicy
+from memweave.records import Case, NewCase, ReplayRow, Scope
 from memweave.tracing.attribution import MEMORY_OP_EVENT
 
-if TYPE_CHECKING:
-    from memweave.memory_stores import CaseBank
-    from memweave.memory_stores.case_bank import RetrievedCase
-    from memweave.memory_stores.case_retrieval import CaseLearner, RetrievalPolicy
-    from memweave.records import Case, NewCase, ReplayRow
-
-CaseSource: TypeAlias = "CaseBank | Callable[[], CaseBank]"
+CaseSource = CaseBank | Callable[[], CaseBank]
 """A case bank, or how to open it when it is first needed."""
 
 
@@ -46,13 +41,13 @@ class LazyCases:
     def get(self) -> CaseBank:
         """Return the bank."""
         with self._lock:
-            if callable(self._source):
+            if not isinstance(self._source, CaseBank):
                 self._source = self._source()
             return self._source
 
     async def aget(self) -> CaseBank:
         """Return the bank; opening it happens in a thread."""
-        return await asyncio.to_thread(self.get) if callable(self._source) else self._source
+        return self._source if isinstance(self._source, CaseBank) else await asyncio.to_thread(self.get)
 
 
 @dataclass(frozen=True)
@@ -76,6 +71,7 @@ class CaseMemory:
             k=self.k,
             policy=self.policy,
             task_id=state["about"].task_id,
+            iteration=state["about"].iteration,
             rng=self._rng(state),
         )
         return self._shown(state, found)
@@ -89,6 +85,7 @@ class CaseMemory:
             k=self.k,
             policy=self.policy,
             task_id=state["about"].task_id,
+            iteration=state["about"].iteration,
             rng=self._rng(state),
         )
         return self._shown(state, found)
@@ -173,8 +170,6 @@ async def awrite_case(bank: CaseBank, record: QueryRecord, scope: Scope, learner
 
 def new_case(record: QueryRecord) -> NewCase | None:
     """Return the case of a finished task (Definition 3.1); `None` when there never was a plan."""
-    from memweave.records import NewCase
-
     if record.plan is None:
         return None
     return NewCase(
@@ -192,8 +187,6 @@ def new_case(record: QueryRecord) -> NewCase | None:
 
 def replay_rows(record: QueryRecord, shown: Sequence[Case]) -> list[ReplayRow]:
     """Return one row for each case that was shown, if the answer was verified: all get the reward of the task (A5, A11)."""
-    from memweave.records import ReplayRow
-
     if record.reward is None:
         return []
     drawn = {case.id: case.probability for case in record.cases}

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from memweave.agents.planner import ROLE, ShownCase, parse_plan_reply
 from memweave.errors import ConflictError, InputError, ModelReplyError, RewardError
 from memweave.graphs.memento_cases import awrite_case, write_case
 from memweave.graphs.memento_state import About, QueryRecord, Verdict
-from memweave.records import Scope
+from memweave.memory_stores import CaseBank
+from memweave.memory_stores.case_retrieval import CaseLearner
+from memweave.records import Case, Scope
 from memweave.tracing.records import Generation, Trace
-
-if TYPE_CHECKING:
-    from memweave.memory_stores import CaseBank
-    from memweave.memory_stores.case_retrieval import CaseLearner
-    from memweave.records import Case
 
 FinishedRun = QueryRecord | Trace | Mapping[str, Any]
 """A run that is over: its record, what the agent returned, or its trace."""

@@ -239,7 +239,7 @@ class Executing:
             return "report"
         if not state.get("pending"):
             return "execute"
-        gated = state["pending"][0]["name"] in self.approve and state.get("decision") is None
+        gated = state["pending"][0]["name"] in self.approve
         return "approve" if gated else "tools"
 
 

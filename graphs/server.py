@@ -43,6 +43,8 @@ class Server:
     extractor: RoleModel
     manager: RoleModel
     answerer: RoleModel
+    planner: BaseChatModel
+    executor: BaseChatModel
     home: Home
     """Whose memories, when neither authentication nor the run's context says it."""
 
@@ -63,6 +65,8 @@ def _server() -> Server:
         extractor=role_model(settings, settings.extractor),
         manager=role_model(settings, settings.manager),
         answerer=role_model(settings, settings.answerer),
+        planner=agent_model(settings, settings.planner),
+        executor=agent_model(settings, settings.executor),
         home=Home(settings.tenant, settings.user),
     )
 
@@ -91,9 +95,9 @@ class NoModel(BaseChatModel):
         )
 
 
-def agent_model(settings: Settings) -> BaseChatModel:
-    """Return the chat model that the settings name for agents with tools; rules call none, so one that says what to set."""
-    model = role_model(settings, None)
+def agent_model(settings: Settings, spec: str | None = None) -> BaseChatModel:
+    """Return the chat model that `spec` or the settings name for agents; rules are none, so one that says what to set."""
+    model = role_model(settings, spec)
     return NoModel() if isinstance(model, str) else model
 
 

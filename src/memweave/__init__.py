@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from memweave.graphs.agemem import create_agemem_agent
+    from memweave.graphs.memento import create_memento_agent
+    from memweave.graphs.memento_feedback import record_feedback
     from memweave.graphs.memory_middleware import MemoryMiddleware
     from memweave.graphs.memory_r1 import create_memory_r1_agent
-    from memweave.memory_stores import MemoryBank, open_bank
+    from memweave.memory_stores import CaseBank, MemoryBank, open_bank, open_cases
     from memweave.models import chat_model
     from memweave.records import IndexFilter, Memory, MemoryHit, MemoryOp, ProposedOp, Scope, Turn
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "CaseBank": "memweave.memory_stores",
     "IndexFilter": "memweave.records",
     "Memory": "memweave.records",
     "MemoryBank": "memweave.memory_stores",
@@ -30,11 +33,15 @@ _HOME = {
     "Turn": "memweave.records",
     "chat_model": "memweave.models",
     "create_agemem_agent": "memweave.graphs.agemem",
+    "create_memento_agent": "memweave.graphs.memento",
     "create_memory_r1_agent": "memweave.graphs.memory_r1",
     "open_bank": "memweave.memory_stores",
+    "open_cases": "memweave.memory_stores",
+    "record_feedback": "memweave.graphs.memento_feedback",
 }
 
 __all__ = [
+    "CaseBank",
     "IndexFilter",
     "Memory",
     "MemoryBank",
@@ -46,8 +53,11 @@ __all__ = [
     "Turn",
     "chat_model",
     "create_agemem_agent",
+    "create_memento_agent",
     "create_memory_r1_agent",
     "open_bank",
+    "open_cases",
+    "record_feedback",
 ]
 
 
