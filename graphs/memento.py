@@ -24,6 +24,7 @@ from langgraph.types import Checkpointer
 from memweave.agents.calculator import calculator
 from memweave.agents.context import ContextCounter, estimate_context
 from memweave.agents.llm import DEFAULT_TIMEOUT, PolicyLike, as_judge
+from memweave.agents.prompts import PromptRole, load_prompt
 from memweave.agents.rendering import Profile
 from memweave.agents.roles import JudgeRequest
 from memweave.errors import SettingsError
@@ -59,6 +60,8 @@ MOST_PARALLEL: Final = 8
 WINDOW: Final = 20
 """Earlier messages of the chat that planner and executor see."""
 
+ROLES: Final[tuple[PromptRole, ...]] = ("planner", "executor", "executor_text", "judge")
+
 MementoAgent = CompiledStateGraph[MementoState, MementoContext, MementoInput, MementoOutput]
 
 
@@ -74,6 +77,7 @@ def create_memento_agent(
     learner: CaseLearner | None = None,
     retrieve_each_cycle: bool = False,
     seed: int | None = None,
+    retain: bool = True,
     max_cycles: int = MAX_CYCLES,
     max_tool_rounds: int = MAX_TOOL_ROUNDS,
     max_subtasks: int = MAX_SUBTASKS,
@@ -104,7 +108,7 @@ def create_memento_agent(
     scope: whose cases, when neither authentication nor the run's context says it.  k: cases shown for a task.
     policy: how they are chosen, or its name; by default the most similar.  learner: is told of every verified task.
     retrieve_each_cycle: choose anew before every plan, as the paper says, not once per task, as its code does.
-    seed: of policies that draw.
+    seed: of policies that draw.  retain: whether the graph writes cases itself; otherwise `record_feedback` does, when you call it.
 
     max_cycles: plans for one task.  max_tool_rounds: replies with calls in one subtask.  max_subtasks: of one plan.
     exhaust_policy: when no cycle is left, `force_answer` asks the planner once more, `paper_code` takes its last reply.
@@ -165,13 +169,15 @@ def create_memento_agent(
         memory = CaseMemory(LazyCases(cases), chosen, k, scope, learner, seed)
     ending = Ending(Evaluating(evaluate, None if judge is None else as_judge(judge), timeout))
     quiet_known_types()
-    graph = _wired(planning, subtask, ending, memory).compile(name="memento", checkpointer=checkpointer)
+    for role in ROLES:
+        load_prompt(role)  # read the files now, not in the middle of a run
+    graph = _wired(planning, subtask, ending, memory, retain).compile(name="memento", checkpointer=checkpointer)
     steps_at_most = max_cycles * (MAX_ATTEMPTS + 2 + 3 * max_subtasks) + 10
     return graph.with_config(recursion_limit=max(steps_at_most, most_steps(max_tool_rounds)))
 
 
 def _wired(
-    planning: Planning, subtask: SubtaskGraph, ending: Ending, memory: CaseMemory | None
+    planning: Planning, subtask: SubtaskGraph, ending: Ending, memory: CaseMemory | None, retain: bool
 ) -> StateGraph[MementoState, MementoContext, MementoInput, MementoOutput]:
     """Return the machine. Without a planner there is neither plan nor case: the executor works on the task itself."""
     builder = StateGraph(MementoState, MementoContext, input_schema=MementoInput, output_schema=MementoOutput)
@@ -199,9 +205,12 @@ def _wired(
         builder.add_edge("evaluate", END)
         return builder
     builder.add_node("read_cases", Node("read_cases", memory.read, memory.aread))
-    builder.add_node("write_case", Node("write_case", memory.write, memory.awrite))
     builder.add_edge("ingest", "read_cases")
     builder.add_edge("read_cases", "plan")
+    if not retain:
+        builder.add_edge("evaluate", END)
+        return builder
+    builder.add_node("write_case", Node("write_case", memory.write, memory.awrite))
     builder.add_edge("evaluate", "write_case")
     builder.add_edge("write_case", END)
     return builder

@@ -12,7 +12,15 @@ _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize(
-    "page", ["docs/memory.md", "docs/memory-r1.md", "docs/training.md", "docs/tracing.md", "docs/dialog-world.md"]
+    "page",
+    [
+        "docs/memory.md",
+        "docs/memory-r1.md",
+        "docs/memento.md",
+        "docs/training.md",
+        "docs/tracing.md",
+        "docs/dialog-world.md",
+    ],
 )
 def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = _BLOCK.findall((_ROOT / page).read_text())

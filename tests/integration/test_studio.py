@@ -59,7 +59,10 @@ class Endpoint(BaseHTTPRequestHandler):
 
 
 def called(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the tool calls of AgeMem's agent: what it is told is stored, once."""
+    """Return the tool calls of AgeMem's agent, what it is told is stored, once; and of Memento's executor, which calculates."""
+    if messages[0]["content"].startswith("You carry out one subtask") and messages[-1]["role"] == "user":
+        arguments = json.dumps({"expression": messages[-1]["content"].removeprefix("Task 1: ")})
+        return [{"id": "call-1", "type": "function", "function": {"name": "calculator", "arguments": arguments}}]
     if (
         not messages[0]["content"].startswith("You are a helpful assistant who manages")
         or messages[-1]["role"] != "user"
@@ -80,6 +83,11 @@ def reply(messages: list[dict[str, str]]) -> str:
     if system.startswith("You answer"):
         memories = [line for line in user.splitlines() if line.startswith("- ") and line.endswith(" [0]")]
         return f"{memories[0]}\n**Answer:** {memories[0][2:-4]}" if memories else "**Answer:** nobody said"
+    if system.startswith("You plan"):
+        result = messages[-1]["content"].partition("Task 1 result: ")[2]
+        return f"FINAL ANSWER: {result}" if result else json.dumps({"plan": [{"id": 1, "description": "12 * 7"}]})
+    if system.startswith("You carry out one subtask"):
+        return messages[-1]["content"]
     return "I see."
 
 
@@ -131,7 +139,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory, endpoint: str) -> Iterator[
 
 def test_graphs_have_descriptions_and_editable_prompts(studio: Studio) -> None:
     assistants = {found["graph_id"]: found for found in studio.client.assistants.search()}
-    chats = {"memory-r1", "agemem"}
+    chats = {"memory-r1", "agemem", "memento"}
     assert assistants.keys() == {*chats, "memory-r1-construction", "memory-r1-answering", "agemem-episode"}
     assert all(len(found["description"] or "") > 20 for found in assistants.values())
     schemas = studio.client.assistants.get_schemas(assistants["memory-r1-construction"]["assistant_id"])
@@ -222,6 +230,28 @@ def test_an_episode_can_be_typed_and_leaves_nothing_behind(studio: Studio) -> No
     assert (nobodys["answer"], nobodys["reward"]) == ("I see.", None)
     with pytest.raises(Exception, match=r"task\.question: Field required"):
         studio.client.runs.wait(None, "agemem-episode", input={"task": {"messages": ["Hi."]}})
+
+
+def test_memento_shows_its_prompts_its_plan_and_what_its_executor_did(studio: Studio) -> None:
+    (assistant,) = (each for each in studio.client.assistants.search() if each["graph_id"] == "memento")
+    fields = studio.client.assistants.get_schemas(assistant["assistant_id"])["context_schema"]["properties"]
+    assert fields["planner_prompt"]["default"] == load_prompt("planner").text
+    drawn = studio.client.assistants.get_graph(assistant["assistant_id"], xray=True)
+    assert {"plan", "subtask:execute", "subtask:tools", "write_case"} <= {node["id"] for node in drawn["nodes"]}
+    for number in (1, 2):  # the second time the first one is a case
+        thread = studio.client.threads.create()["thread_id"]
+        asked = {
+            "messages": [{"role": "user", "content": "What is 12 * 7?"}],
+            "ground_truth": "84",
+            "task_id": str(number),
+        }
+        found = studio.client.runs.wait(thread, "memento", input=asked, context={"user": "emil"})
+        assert isinstance(found, dict)
+        assert (found["status"], found["answer"], found["reward"]) == ("answered", "84", 1.0)
+        state = studio.client.threads.get_state(thread)["values"]
+        assert [one["description"] for one in state["plan"]["subtasks"]] == ["12 * 7"]
+        assert [row["tool"] for one in state["subtasks"] for row in one["tools"]] == ["calculator"]
+        assert [case["task"] for case in state["cases"]] == ["What is 12 * 7?"] * (number - 1)
 
 
 def test_construction_takes_what_the_command_line_left_pending(studio: Studio) -> None:
