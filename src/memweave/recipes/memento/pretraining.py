@@ -25,9 +25,9 @@ MOST_CASES: Final = 8
 """In a lesson."""
 GROWING: Final = 800
 """Steps over which lessons grow from one case to `MOST_CASES`."""
-NO_CASES: Final = 0.3
-"""Probability that a step may have lessons without any case."""
-WHOLE: Final = 0.25
+NO_CASES: Final = 0.12
+"""Share of steps whose lessons have no case."""
+FINISHED: Final = 0.25
 """Share of lessons that go on to the answer; to repeat the last result is easy."""
 
 
@@ -83,9 +83,9 @@ class PlanWorldCourse:
         settings = self.settings
         rng = random.Random(f"planworld-lessons:{settings.seed}:{step}")
         most = 1 + round((MOST_CASES - 1) * min(1.0, step / GROWING))
-        number = rng.randint(0 if rng.random() < NO_CASES else 1, most)  # the same in all rows: little is padded
+        number = 0 if rng.random() < NO_CASES else rng.randint(1, most)  # the same in all rows: little is padded
         made = [
-            token_row(folder, row(situation(rng, number), whole=rng.random() < WHOLE), IGNORED)
+            token_row(folder, row(situation(rng, number), whole=rng.random() < FINISHED), IGNORED)
             for _ in range(settings.lessons)
         ]
         return padded(made, settings.context, device)
