@@ -148,7 +148,7 @@ def test_the_gate_of_an_untrained_policy_is_missed(policy: PolicyFolder) -> None
 def test_a_policy_that_plays_as_the_script_passes_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     from memweave.recipes.agemem import measuring
 
-    def scripted(policy: Path, prompts: list[list[teaching.Said]]) -> list[str]:
+    def scripted(policy: Path, prompts: list[list[tuple[str, str]]], longest: int) -> list[str]:
         return [teaching.reply(said, measuring.PERFECT, random.Random(0)) for said in prompts]
 
     monkeypatch.setattr(measuring, "replies", scripted)
