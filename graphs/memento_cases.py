@@ -24,7 +24,7 @@ from memweave.graphs.memento_state import MementoState, QueryRecord
 from memweave.graphs.session import DefaultScope, current_scope, listened_to
 from memweave.memory_stores import CaseBank, RetrievedCase
 from memweave.memory_stores.case_retrieval import CaseLearner, RetrievalPolicy
-from memweave.records import Case, NewCase, ReplayRow, Scope
+from memweave.records import Case, NewCase, OpKind, OpStatus, ReplayRow, Scope
 from memweave.tracing.attribution import MEMORY_OP_EVENT
 
 CaseSource = CaseBank | Callable[[], CaseBank]
@@ -136,36 +136,39 @@ class CaseMemory:
 
 
 def write_case(bank: CaseBank, record: QueryRecord, scope: Scope, learner: CaseLearner | None) -> Case | None:
-    """Write what a finished task teaches: its case, replay rows, and to the learner; `None` when the case is not kept."""
+    """Write what a finished task teaches: replay rows, its case, and to the learner; `None` when the case is not kept.
+
+    A run that broke off after its case was written, and is gone on with, finds it.
+    """
+    if (there := written_before(bank, record, scope)) is not None:
+        return there
     shown = []
     for each in record.cases if record.reward is not None else ():
         with suppress(UnknownMemoryError):  # it was removed since it was shown
             shown.append(bank.get(each.id, scope=scope))
     rows, new = replay_rows(record, shown), new_case(record)
+    bank.add_replay(rows, scope=scope)  # first: with the case, the task is done
     case = bank.write(new, scope=scope) if new else None
-    if rows:
-        bank.add_replay(rows, scope=scope)
-        if learner is not None:
-            vectors = bank.vectors([each.id for each in shown], scope=scope)
-            learner.observe(rows, bank.embed([record.query])[0], vectors, _rewards(shown))
+    if rows and learner is not None:
+        vectors = bank.vectors([each.id for each in shown], scope=scope)
+        learner.observe(rows, bank.embed([record.query])[0], vectors, _rewards(shown))
     return case
 
 
 async def awrite_case(bank: CaseBank, record: QueryRecord, scope: Scope, learner: CaseLearner | None) -> Case | None:
-    """Do what `write_case` does."""
-    shown = []
-    for each in record.cases if record.reward is not None else ():
-        with suppress(UnknownMemoryError):
-            shown.append(await bank.aget(each.id, scope=scope))
-    rows, new = replay_rows(record, shown), new_case(record)
-    case = await bank.awrite(new, scope=scope) if new else None
-    if rows:
-        await bank.aadd_replay(rows, scope=scope)
-        if learner is not None:
-            vectors = await bank.avectors([each.id for each in shown], scope=scope)
-            query = (await bank.aembed([record.query]))[0]
-            await asyncio.to_thread(learner.observe, rows, query, vectors, _rewards(shown))
-    return case
+    """Do what `write_case` does, without blocking."""
+    return await asyncio.to_thread(write_case, bank, record, scope, learner)
+
+
+def written_before(bank: CaseBank, record: QueryRecord, scope: Scope) -> Case | None:
+    """Return the case that a run has written of this task already; `None` when there is none, or it was removed."""
+    for op in bank.log(scope=scope, run_id=record.run_id):
+        if op.kind is OpKind.ADD and op.status is OpStatus.APPLIED and op.memory_id is not None:
+            with suppress(UnknownMemoryError):
+                case = bank.get(op.memory_id, scope=scope)
+                if case.task == record.query:
+                    return case
+    return None
 
 
 def new_case(record: QueryRecord) -> NewCase | None:

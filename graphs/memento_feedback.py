@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from uuid import UUID
 
 from memweave.agents.planner import ROLE, ShownCase, parse_plan_reply
 from memweave.errors import ConflictError, InputError, ModelReplyError, RewardError
-from memweave.graphs.memento_cases import awrite_case, write_case
+from memweave.graphs.memento_cases import write_case, written_before
 from memweave.graphs.memento_state import About, QueryRecord, Verdict
 from memweave.memory_stores import CaseBank
 from memweave.memory_stores.case_retrieval import CaseLearner
@@ -39,7 +40,11 @@ def record_feedback(
     Returns `None` when the run made no plan, or the bank does not keep the case. Raises `RewardError` for what is no reward,
     `ConflictError` when the run's case is written already, `InputError` for what is no run of Memento.
     """
-    return write_case(cases, _verified(run, reward, about), scope, learner)
+    record = _verified(run, reward, about)
+    there = record.case_id or (case.id if (case := written_before(cases, record, scope)) else None)
+    if there is not None:
+        raise ConflictError(f"the case of run {record.run_id} is written already, as {there}")
+    return write_case(cases, record, scope, learner)
 
 
 async def arecord_feedback(
@@ -51,16 +56,14 @@ async def arecord_feedback(
     about: About | None = None,
     learner: CaseLearner | None = None,
 ) -> Case | None:
-    """Do what `record_feedback` does."""
-    return await awrite_case(cases, _verified(run, reward, about), scope, learner)
+    """Do what `record_feedback` does, without blocking."""
+    return await asyncio.to_thread(record_feedback, cases, run, reward, scope=scope, about=about, learner=learner)
 
 
 def _verified(run: FinishedRun, reward: float, about: About | None) -> QueryRecord:
     if not math.isfinite(reward) or not 0 <= reward <= 1:
         raise RewardError(f"a reward of {reward} is none: give a number from 0 to 1")
     record = record_of_trace(run) if isinstance(run, Trace) else run if isinstance(run, QueryRecord) else _returned(run)
-    if record.case_id is not None:
-        raise ConflictError(f"the case of run {record.run_id} is written already, as {record.case_id}")
     given = record.about if about is None else about
     return record.model_copy(update={"verdict": Verdict(reward=float(reward), by="feedback"), "about": given})
 

@@ -129,9 +129,11 @@ class CaseBank:
         """Take back one operation, as `MemoryBank.undo`."""
         return self._memories.undo(op_id, scope=scope, actor=actor)
 
-    def log(self, *, scope: Scope, limit: int | None = None, newest: bool = False) -> list[MemoryOp]:
+    def log(
+        self, *, scope: Scope, limit: int | None = None, run_id: str | None = None, newest: bool = False
+    ) -> list[MemoryOp]:
         """Return operations on cases, refused ones included, oldest first."""
-        return self._memories.log(scope=scope, limit=limit, newest=newest)
+        return self._memories.log(scope=scope, limit=limit, run_id=run_id, newest=newest)
 
     # reading
 
@@ -286,9 +288,11 @@ class CaseBank:
         """Async twin of `undo`."""
         return await self._memories._in_thread(self.undo, op_id, scope=scope, actor=actor)
 
-    async def alog(self, *, scope: Scope, limit: int | None = None, newest: bool = False) -> list[MemoryOp]:
+    async def alog(
+        self, *, scope: Scope, limit: int | None = None, run_id: str | None = None, newest: bool = False
+    ) -> list[MemoryOp]:
         """Async twin of `log`."""
-        return await self._memories._in_thread(self.log, scope=scope, limit=limit, newest=newest)
+        return await self._memories._in_thread(self.log, scope=scope, limit=limit, run_id=run_id, newest=newest)
 
     async def aretrieve(
         self,

@@ -14,6 +14,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from memweave.agents.planner import CASES
 from memweave.errors import ConflictError, InputError, RewardError, ScopeError, SettingsError, UnavailableError
 from memweave.graphs.memento import create_memento_agent
+from memweave.graphs.memento_cases import write_case
 from memweave.graphs.memento_feedback import arecord_feedback, record_feedback
 from memweave.graphs.memento_state import About
 from memweave.memory_stores import CaseBank, open_cases
@@ -202,6 +203,14 @@ def test_a_run_that_breaks_off_writes_nothing_and_goes_on_to_write_once(
     assert cases.cases(scope=scope) == []
     run(graph, None, thread)
     assert len(cases.cases(scope=scope)) == 1
+
+
+def test_a_run_that_died_after_its_write_does_not_write_again(run: Run, cases: CaseBank, scope: Scope) -> None:
+    known(cases, scope, "2 + 3?")
+    out = run(agent([plan("a"), final("4")], cases=cases, scope=scope), asking("2 + 2?", ground_truth="4"))
+    again = write_case(cases, out["record"].model_copy(update={"case_id": None}), scope, None)
+    assert again is not None
+    assert (again.id, len(cases.cases(scope=scope)), len(cases.replay(scope=scope))) == (out["record"].case_id, 2, 1)
 
 
 def test_reads_come_before_the_write_of_the_same_task(run: Run, cases: CaseBank, scope: Scope) -> None:
@@ -395,6 +404,15 @@ def test_a_case_that_is_written_is_not_written_again(run: Run, cases: CaseBank, 
     done = {"output": out, "record": out["record"], "trace": tracer.last}[how]
     with pytest.raises(ConflictError, match="is written already"):
         record_feedback(cases, done, 0.0, scope=scope)
+
+
+@pytest.mark.parametrize("how", FINISHED)
+def test_a_second_thumb_is_refused(run: Run, cases: CaseBank, scope: Scope, how: str) -> None:
+    done = finished(run, cases, scope, how)
+    record_feedback(cases, done, 1.0, scope=scope)
+    with pytest.raises(ConflictError, match="is written already"):
+        record_feedback(cases, done, 0.0, scope=scope)
+    assert len(cases.cases(scope=scope)) == 1
 
 
 @pytest.mark.parametrize("reward", [2.0, -1.0, float("nan")])
