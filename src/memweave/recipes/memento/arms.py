@@ -61,7 +61,9 @@ def _neural_q(policy: RetrievalPolicy, dimension: int, encoder: str, seed: int) 
     from memweave.trainers.case_q import CaseQSettings, OnlineCaseQ
 
     assert isinstance(policy, NeuralQTopK)
-    return OnlineCaseQ(policy, dimension, encoder, CaseQSettings(**Q_SETTINGS, seed=seed))
+    return OnlineCaseQ(
+        policy, dimension, encoder, CaseQSettings(learning_rate=3e-3, minibatches=16, label_input=True, seed=seed)
+    )
 
 
 def _kernel(policy: RetrievalPolicy, dimension: int, encoder: str, seed: int) -> CaseLearner:
@@ -71,7 +73,6 @@ def _kernel(policy: RetrievalPolicy, dimension: int, encoder: str, seed: int) ->
     return EpisodicControl(policy)
 
 
-Q_SETTINGS: Final = {"learning_rate": 3e-3, "minibatches": 16, "label_input": True}
 PREFILTER: Final = 64
 
 ARMS: Final = {

@@ -21,7 +21,7 @@ from langchain_core.runnables import RunnableConfig
 from memweave.errors import InputError, OperationError
 from memweave.graphs.memento import create_memento_agent
 from memweave.graphs.memento_feedback import record_feedback
-from memweave.graphs.memento_state import QueryRecord
+from memweave.graphs.memento_state import MementoInput, QueryRecord
 from memweave.memory_stores import CaseBank, CaseSettings, open_cases
 from memweave.memory_stores.case_retrieval import CaseLearner, NoCases, RetrievalPolicy
 from memweave.recipes.memento.arms import ARMS, Arm
@@ -159,7 +159,9 @@ class Stream:
             retain=False,
             timeout=600.0,
         )
-        asked = [{"messages": [HumanMessage(t.text)], "task_id": t.id, "iteration": number} for t in tasks]
+        asked: list[MementoInput] = [
+            {"messages": [HumanMessage(t.text)], "task_id": t.id, "iteration": number} for t in tasks
+        ]
         outputs = agent.batch(asked, RunnableConfig(max_concurrency=settings.at_once, recursion_limit=RECURSION))
         records = [output["record"] for output in outputs]
         if any(record is None for record in records):
