@@ -15,7 +15,7 @@ from langchain_core.messages import BaseMessage, ToolCall
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.errors import GraphBubbleUp
-from langgraph.types import interrupt
+from langgraph.types import Command, interrupt
 from pydantic import JsonValue
 
 from memweave.agents.llm import bounded
@@ -66,7 +66,7 @@ class Limits:
 def run_call(tool: BaseTool, call: ToolCall, limits: Limits, config: RunnableConfig) -> tuple[str, bool]:
     """Return what the executor is told of a call, and whether it went well. Raises LangGraph's own (an interrupt) alone."""
     try:
-        return _told(bounded(lambda: tool.invoke({**call, "type": "tool_call"}, config), limits.seconds), limits)
+        return _told(tool, bounded(lambda: _invoked(tool, call, config), limits.seconds), limits)
     except GraphBubbleUp:
         raise
     except Exception as error:
@@ -79,11 +79,17 @@ async def arun_call(tool: BaseTool, call: ToolCall, limits: Limits, config: Runn
         if not _is_async(tool):  # in a thread that nothing waits for: an event loop would wait for its own when it ends
             return await asyncio.to_thread(run_call, tool, call, limits, config)
         async with asyncio.timeout(limits.seconds):
-            return _told(await tool.ainvoke({**call, "type": "tool_call"}, config), limits)
+            return _told(tool, await tool.ainvoke({**call, "type": "tool_call"}, config), limits)
     except GraphBubbleUp:
         raise
     except Exception as error:
         return _raised(tool, error, limits)
+
+
+def _invoked(tool: BaseTool, call: ToolCall, config: RunnableConfig) -> object:
+    if isinstance(tool, StructuredTool) and tool.func is None:  # those of MCP servers
+        return asyncio.run(tool.ainvoke({**call, "type": "tool_call"}, config))
+    return tool.invoke({**call, "type": "tool_call"}, config)
 
 
 def _is_async(tool: BaseTool) -> bool:
@@ -92,7 +98,9 @@ def _is_async(tool: BaseTool) -> bool:
     return type(tool)._arun is not BaseTool._arun
 
 
-def _told(result: object, limits: Limits) -> tuple[str, bool]:
+def _told(tool: BaseTool, result: object, limits: Limits) -> tuple[str, bool]:
+    if any(isinstance(each, Command) for each in (result if isinstance(result, list | tuple) else (result,))):
+        return f"Error: the tool {tool.name} cannot be used here: it tries to steer the graph. Go on without it.", False
     ok = getattr(result, "status", "success") != "error"
     text = result.text if isinstance(result, BaseMessage) else str(result)
     if isinstance(result, BaseMessage) and not text and result.content:

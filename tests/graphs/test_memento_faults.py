@@ -11,6 +11,7 @@ import pytest
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.tools import StructuredTool
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.types import Command, interrupt
 
 from memweave.errors import ContextLengthError, SettingsError, UnavailableError
 from memweave.graphs.memento import create_memento_agent
@@ -229,6 +230,39 @@ def test_a_tool_server_that_dies_is_told_and_the_run_goes_on(run: Run) -> None:
     out = run(create_memento_agent(ScriptedChatModel([plan("a"), final("b")]), executor, [tool]), asking())
     assert out["status"] == "answered"
     assert "MCP server" in executor.calls[1][-1].text
+
+
+def test_a_tool_that_is_async_alone_works_both_ways(run: Run) -> None:
+    async def look(x: str) -> str:
+        await asyncio.sleep(0)
+        return f"async {x}"
+
+    tool = StructuredTool.from_function(coroutine=look, name="look", description="Look.")
+    executor = ScriptedChatModel([calling(("look", {"x": "a"})), "A"])
+    run(create_memento_agent(ScriptedChatModel([plan("a"), final("b")]), executor, [tool]), asking())
+    assert executor.calls[1][-1].text == "async a"
+
+
+def test_a_tool_that_steers_the_graph_is_refused_in_words(run: Run) -> None:
+    executor = ScriptedChatModel([calling(("look", {"x": "a"})), "A"])
+    tool = Counted().tool("look", returns=lambda x: Command(goto="plan"))
+    out = run(create_memento_agent(ScriptedChatModel([plan("a"), final("b")]), executor, [tool]), asking())
+    assert "tries to steer the graph" in executor.calls[1][-1].text
+    assert out["status"] == "answered"
+
+
+def test_a_tool_may_ask_a_person_itself(run: Run) -> None:
+    counted = Counted()
+    ask = counted.tool("ask", returns=lambda x: interrupt(f"May I? {x}"))
+    executor = ScriptedChatModel([calling(("look", {"x": "1"}), ("ask", {"x": "2"})), "A"])
+    graph = create_memento_agent(
+        ScriptedChatModel([plan("a"), final("b")]), executor, [counted.tool("look"), ask], checkpointer=InMemorySaver()
+    )
+    thread: Any = {"configurable": {"thread_id": "t"}}
+    assert run(graph, asking(), thread)["__interrupt__"][0].value == "May I? 2"
+    out = run(graph, Command(resume="yes"), thread)
+    assert [row.result for row in out["record"].tool_history] == ["look of 1", "yes"]
+    assert counted.names.count("look") == 1
 
 
 def test_two_tools_of_one_name_are_refused() -> None:
