@@ -14,7 +14,7 @@ import asyncio
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, TypedDict, runtime_checkable
+from typing import Annotated, Any, Final, runtime_checkable
 from typing import Protocol as Interface
 
 from langchain_core.language_models import BaseChatModel
@@ -23,6 +23,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.graph import END, START, StateGraph, add_messages
 from langgraph.graph.state import CompiledStateGraph
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from memweave.agents.context import (
     FILTER_THRESHOLD,

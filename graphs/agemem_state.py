@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field
-from typing import Annotated, Final, Literal, TypedDict
+from typing import Annotated, Final, Literal
 
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage
 from pydantic import JsonValue
+from typing_extensions import TypedDict
 
 from memweave.agents.context import SUMMARY, ContextEdit
 from memweave.agents.memory_tools import LONG_TERM, SHORT_TERM, Fault, Numbers

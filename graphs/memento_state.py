@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
-from typing import Annotated, Any, Final, Literal, TypedDict
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 from langchain_core.messages import AnyMessage, ToolCall
 from langgraph.channels import EphemeralValue
 from langgraph.graph import add_messages
 from pydantic import JsonValue
+from typing_extensions import TypedDict
 
 from memweave.agents.planner import Plan, Said, ShownCase, Subtask
 from memweave.agents.roles import Attempt

@@ -13,7 +13,7 @@ import asyncio
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final, TypedDict, cast
+from typing import Annotated, Final, cast
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, SystemMessage
@@ -22,6 +22,7 @@ from langgraph.graph import END, START, StateGraph, add_messages
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Checkpointer
 from pydantic import ValidationError
+from typing_extensions import TypedDict
 
 from memweave.agents.answerer import parse_answer_reply
 from memweave.agents.llm import DEFAULT_TIMEOUT, PolicyLike, aask, as_answerer, ask, described

@@ -13,13 +13,14 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Final, Literal, TypedDict
+from typing import Final, Literal
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.runnables import RunnableConfig
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Checkpointer
+from typing_extensions import TypedDict
 
 from memweave.agents.extractor import parse_extract_reply
 from memweave.agents.llm import PolicyLike, as_extractor, as_manager

@@ -11,12 +11,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal, TypedDict
+from typing import Annotated, Final, Literal
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Overwrite, Send
+from typing_extensions import TypedDict
 
 from memweave.agents.llm import PolicyLike
 from memweave.agents.roles import AnswerRequest, ExtractRequest, ManageRequest
