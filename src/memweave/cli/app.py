@@ -18,6 +18,7 @@ import typer
 
 import memweave
 from memweave.cli import render
+from memweave.cli.cases import cases_app
 from memweave.cli.demo import demo
 from memweave.cli.eval import eval_app
 from memweave.cli.eval_world import world_app
@@ -40,6 +41,7 @@ app.command()(train)
 app.command()(pretrain)
 eval_app.add_typer(world_app, name="world")
 app.add_typer(memory_app, name="memory")
+app.add_typer(cases_app, name="cases")
 app.add_typer(eval_app, name="eval")
 app.add_typer(traces_app, name="traces")
 

@@ -53,7 +53,9 @@ def memhop(
         float | None,
         typer.Option("--p-stale", min=0.0, max=1.0, metavar="P", help="Share with a correction.  [default: 0.5]"),
     ] = None,
-    related: Annotated[bool, typer.Option("--related", help="Small talk names people of the chain, and tells no fact of theirs.")] = False,
+    related: Annotated[
+        bool, typer.Option("--related", help="Small talk names people of the chain, and tells no fact of theirs.")
+    ] = False,
     base: Annotated[
         Path | None, typer.Option("--base", metavar="FOLDER", help="Base policy.  [default: the one that knows MemHop]")
     ] = None,
