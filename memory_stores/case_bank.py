@@ -19,7 +19,7 @@ import numpy as np
 from memweave.errors import InputError
 from memweave.memory_stores.bank import MemoryBank
 from memweave.memory_stores.case_lines import ImportedCase, case_line, read_case_lines
-from memweave.memory_stores.case_retrieval import Candidates, CaseQuery, Matrix, RetrievalPolicy, Vector
+from memweave.memory_stores.case_retrieval import Candidates, CaseQuery, Matrix, NeuralQTopK, RetrievalPolicy, Vector
 from memweave.memory_stores.case_rows import case_of, memory_text, metadata_of
 from memweave.memory_stores.opening import open_bank
 from memweave.records import Case, MemoryHit, MemoryOp, NewCase, OpKind, ProposedOp, Record, ReplayRow, Scope
@@ -152,13 +152,15 @@ class CaseBank:
 
         task_id, iteration: of the query; it is not shown its own cases (`CaseSettings.allow_self`).  rng: of policies that draw.
 
-        Raises `InputError` for a blank task or a negative `k`.
+        Raises `InputError` for a blank task or a negative `k`, `EmbeddingMismatchError` for a Q-function of another embedding.
         """
         if not task.strip() or k < 0:
             raise InputError(f"cases for the task {task[:60]!r}, k = {k}: give a task in words, and 0 or more")
         if k == 0 or policy.prefilter == 0:
             return []
         query = CaseQuery(task, self._vector(task), task_id)
+        if isinstance(policy, NeuralQTopK) and policy.head is not None:
+            policy.head.check(self.encoder, len(query.vector))
         if policy.prefilter is None:
             cases, candidates = self._everything(query, scope, iteration)
         else:

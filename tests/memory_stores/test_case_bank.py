@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from memweave.errors import InputError, UnknownMemoryError
+from memweave.errors import EmbeddingMismatchError, InputError, UnknownMemoryError
 from memweave.memory_stores import CaseBank, CaseSettings, open_bank, open_cases, retrieval_policy
+from memweave.memory_stores.case_head import QHead
 from memweave.memory_stores.case_retrieval import CosineTopK, NeuralQTopK, RandomK
 from memweave.records import Case, NewCase, OpStatus, ReplayRow, Scope, new_id
 
@@ -103,6 +104,14 @@ def test_an_empty_bank_and_one_smaller_than_k_are_no_problem(bank: CaseBank, sco
     assert len(found) == len(set(found)) == (0 if policy == "none" else 3)
     assert set(found) <= ids
     assert bank.retrieve("anything", scope=scope, k=0, policy=retrieval_policy(policy)) == []
+
+
+def test_a_q_function_of_another_embedding_is_refused(bank: CaseBank, scope: Scope) -> None:
+    kept(bank, case(), scope)
+    zeros = [np.zeros(shape, dtype=np.float32) for shape in ((3, 512), (3,), (2, 3), (2,))]
+    with pytest.raises(EmbeddingMismatchError, match="'minilm'"):
+        bank.retrieve("q", scope=scope, policy=NeuralQTopK(QHead(*zeros, encoder="minilm")))
+    assert bank.retrieve("q", scope=scope, policy=NeuralQTopK(QHead(*zeros, encoder="hashing:256")))
 
 
 def test_scopes_see_nothing_of_each_other(bank: CaseBank, scope: Scope) -> None:
