@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from agemem_faults import AGEMEM
 from fault import Fault
+from memento_faults import MEMENTO
 from memory_r1_faults import MEMORY_R1
 
 MEMORY = [
@@ -481,4 +482,4 @@ TRAINING = [
     ),
 ]
 
-FAULTS = [*MEMORY, *TRACING, *SERVING, *ROLLOUTS, *ROWS, *CREDIT, *TRAINING, *MEMORY_R1, *AGEMEM]
+FAULTS = [*MEMORY, *TRACING, *SERVING, *ROLLOUTS, *ROWS, *CREDIT, *TRAINING, *MEMORY_R1, *AGEMEM, *MEMENTO]

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.memory import InMemorySaver
 
@@ -16,13 +18,13 @@ from memweave.errors import ConflictError, InputError, RewardError, ScopeError, 
 from memweave.graphs.memento import create_memento_agent
 from memweave.graphs.memento_cases import write_case
 from memweave.graphs.memento_feedback import arecord_feedback, record_feedback
-from memweave.graphs.memento_state import About
+from memweave.graphs.memento_state import About, QueryRecord
 from memweave.memory_stores import CaseBank, open_cases
 from memweave.memory_stores.case_retrieval import NeuralQTopK
-from memweave.records import NewCase, ReplayRow, Scope
+from memweave.records import NewCase, ReplayRow, Scope, new_id
 from memweave.testing.models import ScriptedChatModel
 from memweave.tracing import Tracer
-from tests.graphs.memento_play import Run, agent, asking, echo, final, plan
+from tests.graphs.memento_play import Counted, Run, agent, asking, calling, echo, final, plan
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +225,21 @@ def test_reads_come_before_the_write_of_the_same_task(run: Run, cases: CaseBank,
         assert out["record"].case_id not in {case.id for case in out["record"].cases}
 
 
+@settings(max_examples=8)
+@given(stream=st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=6))
+def test_whatever_comes_a_task_is_shown_only_what_was_written_before_it_and_never_its_own(
+    shared_cases: CaseBank, stream: list[tuple[int, bool]]
+) -> None:
+    scope = Scope(tenant=str(new_id()), user="anna")
+    written: dict[str, set[Any]] = {}
+    for number, right in stream:
+        graph = agent([plan("a"), final("4" if right else "5")], cases=shared_cases, scope=scope, k=10)
+        record = graph.invoke(asking("2 + 2?", ground_truth="4", task_id=f"t{number}"))["record"]
+        others = set().union(*(ids for task, ids in written.items() if task != f"t{number}"))
+        assert {case.id for case in record.cases} == others
+        written.setdefault(f"t{number}", set()).add(record.case_id)
+
+
 def test_five_tasks_at_once_keep_apart(cases: CaseBank, scope: Scope) -> None:
     graph = agent(lambda messages: plan(messages[1].text) if len(messages) < 4 and messages[-1].type == "human"
                   and not messages[-1].text.startswith("Task") else final(messages[1].text), cases=cases, scope=scope)  # fmt: skip
@@ -235,6 +252,15 @@ def test_five_tasks_at_once_keep_apart(cases: CaseBank, scope: Scope) -> None:
     found = asyncio.run(all_of_them())
     assert [out["reward"] for out in found] == [1.0] * 5
     assert sorted((c.task, c.task_id) for c in cases.cases(scope=scope)) == [(f"task {i}", f"t{i}") for i in range(5)]
+
+
+def test_a_record_can_be_kept_in_a_file_and_read_back(run: Run, cases: CaseBank, scope: Scope) -> None:
+    known(cases, scope, "2 + 3?")
+    calls, tool = calling(("look", {"x": "a"})), Counted().tool("look")
+    graph = agent([plan("a"), final("4")], [calls, "4"], [tool], cases=cases, scope=scope)
+    record = run(graph, asking("2 + 2?", ground_truth="4"))["record"]
+    assert QueryRecord.model_validate_json(record.model_dump_json()) == record
+    assert (record.tool_history[0].tool, record.verdict.by, len(record.planner_calls)) == ("look", "exact_match", 2)
 
 
 # learning
