@@ -240,9 +240,14 @@ def _plan_in(text: str) -> dict[str, JsonValue] | None:
 
 
 def _json_of(text: str) -> str:
-    """Return the JSON object in a text that holds one: from its first brace with a key to its last brace."""
-    start = re.search(r'\{\s*"', text)
-    return text[start.start() if start else 0 : text.rfind("}") + 1]
+    """Return the JSON object in a text that holds one; where it had to be repaired, up to the last brace."""
+    found = re.search(r'\{\s*"', text)
+    start = found.start() if found else 0
+    try:
+        _, end = json.JSONDecoder(strict=False).raw_decode(text, start)
+    except ValueError:
+        end = text.rfind("}") + 1
+    return text[start:end]
 
 
 def _subtasks(given: dict[str, JsonValue]) -> list[Subtask]:

@@ -17,7 +17,7 @@ from langchain_core.runnables import RunnableConfig
 from memweave.agents.judge import parse_judge_reply
 from memweave.agents.llm import bounded
 from memweave.agents.roles import Attempt, Judge, JudgeRequest
-from memweave.errors import ModelReplyError, RewardError, SettingsError
+from memweave.errors import ModelReplyError, RewardError, SettingsError, UnavailableError
 from memweave.graphs.memento_context import prompt_of
 from memweave.graphs.memento_state import MementoState, QueryRecord, Verdict
 from memweave.metrics import exact_match
@@ -45,7 +45,10 @@ class Evaluating:
                     "evaluate is a coroutine function: run the graph with ainvoke, or give it a plain one"
                 )
             function = cast("Callable[[QueryRecord], float | None]", self.function)
-            return _own(bounded(lambda: function(record), self.timeout))
+            try:
+                return _own(bounded(lambda: function(record), self.timeout))
+            except TimeoutError as error:
+                raise self._late() from error
         if (settled := _settled(record, self.judge)) is not None:
             return settled
         assert self.judge is not None
@@ -62,11 +65,13 @@ class Evaluating:
     async def averdict(self, record: QueryRecord, config: RunnableConfig) -> Verdict:
         """Return the verdict, as `verdict` does."""
         if self.function is not None:
-            async with asyncio.timeout(self.timeout):
-                if inspect.iscoroutinefunction(self.function):
+            if not inspect.iscoroutinefunction(self.function):
+                return await asyncio.to_thread(self.verdict, record, config)
+            try:
+                async with asyncio.timeout(self.timeout):
                     return _own(await self.function(record))
-                function = cast("Callable[[QueryRecord], float | None]", self.function)
-                return _own(await asyncio.to_thread(function, record))
+            except TimeoutError as error:
+                raise self._late() from error
         if (settled := _settled(record, self.judge)) is not None:
             return settled
         assert self.judge is not None
@@ -79,6 +84,9 @@ class Evaluating:
             except ModelReplyError as error:
                 request = _again(request, reply, error)
         return _undecided(request)
+
+    def _late(self) -> UnavailableError:
+        return UnavailableError(f"evaluate did not return within {self.timeout:g} s. Give the agent a longer timeout")
 
 
 def _own(value: object) -> Verdict:

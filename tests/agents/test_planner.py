@@ -72,9 +72,10 @@ def test_the_planners_own_numbers_are_kept() -> None:
 
 
 def test_a_plan_is_kept_as_it_was_written() -> None:
-    plan = parse_plan_reply(f"<think>why</think> So: {TWO} Good.", max_subtasks=5).plan
-    assert plan is not None
-    assert plan.text == TWO
+    for reply in (TWO, f"<think>why</think> So: {TWO} Good.", f"In {{braces}}: {TWO} and {{more}}."):
+        plan = parse_plan_reply(reply, max_subtasks=5).plan
+        assert plan is not None
+        assert plan.text == TWO
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,16 @@ def test_a_text_protocol_executor_gets_its_tools_in_the_prompt_and_answers_in_ta
     assert [message.type for message in executor.calls[1][-3:]] == ["ai", "tool", "tool"]
 
 
+def test_a_hosted_model_may_use_the_text_protocol(run: Run) -> None:
+    executor = ScriptedChatModel([tagged(("look", {"x": "a"})), "<answer>4</answer>"])
+    planner = ScriptedChatModel([plan("one"), final("4")])
+    out = run(create_memento_agent(planner, executor, [Counted().tool("look")], protocol="text"), asking())
+    assert out["record"].subtasks[0].result == "4"
+    assert (
+        executor.calls[1][-1].text == "<tool_result>\nlook of a\n</tool_result>"
+    )  # endpoints want tool messages after native calls only
+
+
 def test_calls_and_an_answer_in_one_text_reply_are_carried_out_and_taken(run: Run) -> None:
     counted = Counted()
     executor = Ours([f"{tagged(('look', {'x': 'a'}))}<answer>4</answer>"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -83,6 +84,15 @@ def test_it_may_say_that_it_cannot_tell(run: Run) -> None:
 def test_what_is_no_reward_is_refused(run: Run, value: Any) -> None:
     with pytest.raises(RewardError, match="give a number from 0 to 1"):
         run(agent([final("x")], evaluate=lambda record: value), asking())
+
+
+def test_one_that_hangs_is_given_up(run: Run) -> None:
+    let_go = threading.Event()
+    try:
+        with pytest.raises(UnavailableError, match=r"evaluate did not return within 0\.05 s"):
+            run(agent([final("x")], evaluate=lambda record: float(let_go.wait(60)), timeout=0.05), asking())
+    finally:
+        let_go.set()
 
 
 @pytest.mark.anyio
