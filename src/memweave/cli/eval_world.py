@@ -17,6 +17,7 @@ from memweave.cli.common import AsJson
 from memweave.cli.eval import progress_bar
 from memweave.cli.eval_babyai import babyai
 from memweave.cli.eval_memhop import memhop
+from memweave.cli.eval_planworld import planworld
 from memweave.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -152,7 +153,12 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-WORLDS: Final[dict[str, Callable[..., None]]] = {"dialog": dialog, "memhop": memhop, "babyai": babyai}
+WORLDS: Final[dict[str, Callable[..., None]]] = {
+    "dialog": dialog,
+    "memhop": memhop,
+    "planworld": planworld,
+    "babyai": babyai,
+}
 """Name of the world -> its command."""
 
 world_app = typer.Typer(

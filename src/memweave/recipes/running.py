@@ -41,6 +41,8 @@ DIALOG_BASE: Final = Path(memweave.__file__).parent / "policies" / "dialog-world
 """The base policy that knows DialogWorld; made by `memweave.recipes.memory_r1.pretraining`."""
 MEMHOP_BASE: Final = DIALOG_BASE.with_name("memhop")
 """The base policy that knows MemHop; made by `memweave.recipes.agemem.pretraining`."""
+PLANWORLD_BASE: Final = DIALOG_BASE.with_name("planworld")
+"""The frozen planner that knows PlanWorld; made by `memweave.recipes.memento.pretraining`."""
 IMITATED: Final = "imitation.txt"
 """File within a run's folder: for how many steps it imitates."""
 BASE_SEED: Final = 0
