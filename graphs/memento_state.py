@@ -198,7 +198,7 @@ class MementoState(MementoInput, MementoOutput, total=False):
     verdict: Verdict
 
 
-class SubtaskInput(TypedDict):
+class SubtaskInput(TypedDict, total=False):
     """One subtask, and what is known when it begins."""
 
     subtask: Subtask | None

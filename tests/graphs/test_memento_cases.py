@@ -20,6 +20,7 @@ from memweave.graphs.memento_cases import write_case
 from memweave.graphs.memento_feedback import arecord_feedback, record_feedback
 from memweave.graphs.memento_state import About, QueryRecord
 from memweave.memory_stores import CaseBank, open_cases
+from memweave.memory_stores.case_head import QHead
 from memweave.memory_stores.case_retrieval import NeuralQTopK
 from memweave.records import NewCase, ReplayRow, Scope, new_id
 from memweave.testing.models import ScriptedChatModel
@@ -288,11 +289,13 @@ def test_a_learner_is_told_of_every_verified_task(run: Run, cases: CaseBank, sco
     assert {row.case_id: value for row, value in zip(rows, rewards, strict=True)} == {good.id: 1.0, bad.id: 0.0}
 
 
-class Preferring:
-    """A head that gives a high Q to cases that were not solved."""
-
-    def q(self, query: Any, cases: Any, rewards: Any) -> Any:
-        return np.where(rewards == 1.0, 0.1, 0.9)
+def preferring_failures(cases: CaseBank) -> QHead:
+    """Return a Q-function that takes cases which were not solved for the best: Q = sigmoid(5 relu(1 - r))."""
+    dimension = len(cases.embed(["dimension"])[0])
+    w1 = np.zeros((1, 2 * dimension + 1), dtype=np.float32)
+    w1[0, -1] = -1.0
+    b1, w2 = np.ones(1, dtype=np.float32), np.array([[0.0], [5.0]], dtype=np.float32)
+    return QHead(w1, b1, w2, np.zeros(2, dtype=np.float32), encoder=cases.encoder, label_input=True)
 
 
 def test_non_parametric_the_most_similar_cases_are_shown(run: Run, cases: CaseBank, scope: Scope) -> None:
@@ -313,7 +316,7 @@ def test_parametric_what_a_learner_puts_into_the_policy_decides_the_next_task(
     class Teaching(Learner):
         def observe(self, *told: Any) -> None:
             super().observe(*told)
-            policy.head = Preferring()  # type: ignore[assignment]  # all that the policy uses of a head
+            policy.head = preferring_failures(cases)
 
     learner = Teaching()
     script = [plan("a"), final("4"), final("4")]
