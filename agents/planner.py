@@ -121,7 +121,7 @@ def render_plan(request: PlanRequest, profile: Profile = "full") -> list[BaseMes
     if request.must_answer:
         messages.append(HumanMessage(_MUST_ANSWER, id="must-answer"))
     for number, attempt in enumerate(request.failed):
-        messages.append(AIMessage(attempt.reply, id=f"refused-{number}"))
+        messages.append(AIMessage(attempt.reply or "(empty)", id=f"refused-{number}"))  # endpoints refuse an empty one
         messages.append(
             HumanMessage(f"That reply cannot be used. {attempt.error}. Reply again.", id=f"refusal-{number}")
         )

@@ -154,6 +154,13 @@ def test_the_papers_code_takes_the_last_plan_for_the_answer(run: Run) -> None:
     assert out["record"].subtasks[-1].description == "b"  # carried out, although nobody reads it
 
 
+def test_a_batch_needs_the_agents_own_limit_of_steps() -> None:
+    graph = agent(lambda messages: final("x") if "result" in messages[-1].text else plan(*"abcdefghijkl"))
+    assert graph.config is not None
+    outs: list[Any] = graph.batch([asking()] * 2, {"recursion_limit": graph.config["recursion_limit"]})
+    assert [out["status"] for out in outs] == ["answered"] * 2
+
+
 def test_the_worst_run_that_the_limits_allow_ends_by_them_and_not_by_langgraphs(run: Run) -> None:
     def planner(messages: list[BaseMessage]) -> str:
         return plan(*["x"] * 4) if "cannot be used" in messages[-1].text else "prose"

@@ -38,6 +38,7 @@ def test_a_reply_that_is_no_plan_is_repaired_once(run: Run, reply: str) -> None:
     out = run(create_memento_agent(planner, ScriptedChatModel(echo)), asking())
     assert (out["status"], out["answer"]) == ("answered", "ok")
     assert "That reply cannot be used." in planner.calls[1][-1].text
+    assert all(message.text for message in planner.calls[1])
     assert [call.problem is None for call in out["record"].planner_calls] == [False, True]
 
 
