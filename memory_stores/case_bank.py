@@ -270,10 +270,14 @@ class CaseBank:
         """
         read = read_case_lines(lines, source)
         with self._writing:
-            known = {case.id for case in self.cases(scope=scope)}
-            fresh: dict[UUID, ImportedCase] = {each.id: each for each in read if each.id not in known}
-            ops = [_addition(each.case, each.id, "imported") for each in fresh.values()]
-            self._memories.apply(ops, scope=scope)
+            there = self._memories.memories(scope=scope)
+            known: set[object] = {memory.id for memory in there} | {s for memory in there for s in memory.source_ids}
+            fresh: dict[object, ImportedCase] = {}
+            for each in read:
+                key = each.id or each.source
+                if key not in known:
+                    fresh.setdefault(key, each)
+            self._memories.apply([_imported(each) for each in fresh.values()], scope=scope)
         return len(fresh)
 
     # async twins
@@ -380,17 +384,20 @@ def open_cases(home: Path | str, *, settings: CaseSettings | None = None, **give
     return CaseBank(open_bank(home, **given), settings)
 
 
-def _addition(case: NewCase, case_id: UUID | None = None, why: str | None = None) -> ProposedOp:
+def _addition(case: NewCase, why: str = "a finished task") -> ProposedOp:
     worth = "not verified" if case.reward is None else f"reward {case.reward:g}"
     return ProposedOp(
         kind=OpKind.ADD,
-        memory_id=case_id,
         text=memory_text(case.task),
-        reason=f"{why}, {worth}" if why else f"a finished task, {worth}",
+        reason=f"{why}, {worth}",
         actor=ACTOR,
         run_id=case.run_id,
         metadata=metadata_of(case),
     )
+
+
+def _imported(line: ImportedCase) -> ProposedOp:
+    return _addition(line.case, "imported").model_copy(update={"memory_id": line.id, "source_ids": (line.source,)})
 
 
 def _rewards(cases: Sequence[Case]) -> np.ndarray[Any, np.dtype[np.float64]]:

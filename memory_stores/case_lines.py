@@ -8,18 +8,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
-from uuid import UUID, uuid5
+from uuid import UUID
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from memweave.errors import InputError
 from memweave.records import Case, NewCase
 
-_NAMESPACE: Final = UUID("6f6dbd3c-9a7e-5d0e-8f3f-6d656d656e74")
+_POOL: Final = "pool:"
 _LINE: Final = TypeAdapter(dict[str, JsonValue])
 _OURS: Final = ("plans", "task_id", "family", "iteration", "run_id", "metadata")
 _EXPECTED: Final = 'a line is {"question", "plan", "reward"} or {"case", "plan", "case_label"}'
@@ -27,10 +28,13 @@ _EXPECTED: Final = 'a line is {"question", "plan", "reward"} or {"case", "plan",
 
 @dataclass(frozen=True, slots=True)
 class ImportedCase:
-    """A case of a file, with an id that is the same each time the line is read."""
+    """A case of a file."""
 
-    id: UUID
     case: NewCase
+    source: str
+    """What it is recognised by when the line is read again."""
+    id: UUID | None
+    """Of the case that was exported; `None` in a released pool."""
 
 
 def case_line(case: Case) -> str:
@@ -68,8 +72,9 @@ def _read(line: str) -> ImportedCase:
     ours = {name: given[name] for name in _OURS if name in given}
     case = NewCase.model_validate({"task": task, "plan": plan, "reward": reward, **ours})
     known = given.get("case_id")
-    own = UUID(known) if isinstance(known, str) else uuid5(_NAMESPACE, json.dumps([task, plan, reward]))
-    return ImportedCase(own, case)
+    said = json.dumps([task, plan, reward]).encode()
+    source = f"{_POOL}{hashlib.blake2b(said, digest_size=16).hexdigest()}"
+    return ImportedCase(case, source, UUID(known) if isinstance(known, str) else None)
 
 
 def _reward(given: dict[str, JsonValue]) -> float | None:
