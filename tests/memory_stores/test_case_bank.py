@@ -275,6 +275,13 @@ def test_a_wrong_line_is_named_and_nothing_is_imported(bank: CaseBank, scope: Sc
     assert bank.count(scope=scope) == 0
 
 
+@pytest.mark.data
+def test_the_released_pool_comes_in_whole(bank: CaseBank, scope: Scope, data: Path) -> None:
+    lines = (data / "memento/memory.jsonl").read_text().splitlines()
+    assert bank.import_(lines, scope=scope) == 1_278
+    assert sum(case.positive for case in bank.cases(scope=scope)) == 897
+
+
 @pytest.mark.parametrize(("task", "k"), [(" ", 4), ("", 4), ("q", -1)])
 def test_what_cannot_be_asked_is_refused(bank: CaseBank, scope: Scope, task: str, k: int) -> None:
     with pytest.raises(InputError, match="give a task in words, and 0 or more"):
