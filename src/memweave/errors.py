@@ -20,6 +20,7 @@
         ├── StorageFullError     the disk is full
         ├── NotInstalledError    a program or package that this needs is not installed
         ├── PortInUseError       another program listens where a server should
+        ├── IsolationError       this machine cannot keep a program apart as a sandbox has to
         └── ModelReplyError      a model answered, but not with what was asked for
             └── ContextLengthError   the prompt does not fit the model's context
 
@@ -115,6 +116,23 @@ class NotInstalledError(OperationError):
 
 class PortInUseError(OperationError):
     """Another program listens where a server should."""
+
+
+class IsolationError(OperationError):
+    """This machine does not give one of the guarantees of a sandbox, so there is none.
+
+    guarantee: the one that is missing.  reason: what the kernel said.  remedy: what to do about it.
+    """
+
+    def __init__(self, guarantee: str, reason: str, remedy: str | None = None) -> None:
+        told = f"no sandbox on this machine: the guarantee {guarantee!r} is missing ({reason})"
+        super().__init__(f"{told}. {remedy or 'Run it on a machine that has it'}; there is no weaker sandbox.")
+        self.guarantee = guarantee
+        self.reason = reason
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type[IsolationError], tuple[str, str, str | None]]:
+        return type(self), (self.guarantee, self.reason, self.remedy)
 
 
 class ModelReplyError(OperationError):
