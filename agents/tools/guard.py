@@ -176,14 +176,14 @@ def _started(work: Callable[[], Any]) -> tuple[Future[Any], threading.Thread]:
     context = contextvars.copy_context()
 
     def body() -> None:
+        if not future.set_running_or_notify_cancel():
+            return
         try:
             result = context.run(work)
         except BaseException as error:  # a tool may even raise SystemExit; the thread that asked hears of it
-            settle = future.set_exception, error if isinstance(error, Exception) else RuntimeError(repr(error))
+            future.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
         else:
-            settle = future.set_result, result
-        if future.set_running_or_notify_cancel():
-            settle[0](settle[1])  # type: ignore[arg-type]
+            future.set_result(result)
 
     thread = threading.Thread(target=body, name="memweave-tool", daemon=True)
     thread.start()
