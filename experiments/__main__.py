@@ -41,7 +41,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
 Only = Annotated[
     str | None,
     typer.Option(
-        "--only", help="Only this recipe, or the evaluations (and pre-trainings) of a world: dialog-world, memhop."
+        "--only",
+        help="Only this recipe, or the evaluations (and pre-trainings) of a world: dialog-world, memhop, planworld.",
     ),
 ]
 Match = Annotated[str, typer.Option("--match", help="Only what has a name that matches this regular expression.")]

@@ -42,6 +42,19 @@ agemem, agemem-answer-only, agemem-rag on MemHop, in-process; 5 seeds (1 to 5) f
     Tokens: full minus agemem-rag, at the answer, interval reported.  Tools: calls per episode and stage before and after.
     Sweeps on the policies of seeds 1 and 2, not trained again: theta_f 0.4 to 0.8; 0, 3, 5, 7 distractors; p_stale 0; related small talk.
 
+planworld (Memento), the frozen planner of the package at T = 1, the real graph; a seed has families, tasks and sampling of its own
+    Chosen on the families of `val`, seed 0: rate, minibatches, pre-filter and exploration of the Q-function (docs/log.md). K = 4, 5
+    iterations of 300 fresh tasks, alignment 0.7. Intervals: hierarchical bootstrap (seed, iteration, task), arms paired by task, 95 %.
+    Seeds 1 to 5: none, random-k, cosine, neural-q, oracle, retries.  Seeds 1, 2: kernel, shuffled, successes.
+    Memory: cosine minus none, minus random-k, minus retries, and neural-q minus the same: each interval above 0, over all iterations.
+    Beside it: the last iteration, and (arm - none) / (oracle - none).  none has to be flat: last minus first iteration, interval holds 0.
+    Parametric: neural-q minus cosine, seeds 1 to 5 at 0.7, 1 to 3 at alignment 1, 0.4 and 0.1: reported, all or the last iteration.
+    Controls: neural-q minus shuffled (reported); cosine minus successes (do failures help?).
+    K = 1, 2, 8, 16, 32 with cosine, seeds 1, 2. The planner saw at most 8 cases in training, so an optimum there says nothing of K.
+    Repeated tasks (the paper's mode): none, cosine, neural-q, seeds 1, 2; per iteration and solved once (cumulative). The claim that
+    repetition alone explains a rising curve of `none` stands if its cumulative score rises and its score per iteration does not.
+    Unseen families: 300 tasks at the end of each main run, on the bank as it is: arm minus none, reported.
+
 distillation, 2 seeds of pre-training (0, 1), clean lessons only, the same steps for each form of the answerer
     The banks are those of a perfect manager. Select-then-answer minus direct, and minus direct with filler, paired by question:
     intervals reported for test dialogues at budget 6, 12, 60 and for 400 lookups among 0 to 54 distractors. Expected: above 0 with
@@ -146,6 +159,31 @@ def memhop(name: str, *options: str, policy: str | None = None) -> Evaluation:
     return Evaluation(name, ("eval", "world", "memhop", *played, *options), policy, "memhop")
 
 
+def planworld(arm: str, seed: int, name: str = "", *options: str) -> Evaluation:
+    """Return one stream of PlanWorld."""
+    asked = ("eval", "world", "planworld", "--agent", arm, "--seed", str(seed), *options)
+    return Evaluation(f"{arm}{name}-s{seed}", asked, world="planworld")
+
+
+def planworld_streams() -> list[Evaluation]:
+    """Return all streams of PlanWorld."""
+    main = ("none", "random-k", "cosine", "neural-q", "oracle", "retries")
+    unseen = ("--unseen", "300")
+    streams = [planworld(arm, seed, "", *unseen) for seed in range(1, 6) for arm in main]
+    streams += [planworld(arm, seed, "", *unseen) for seed in (1, 2) for arm in ("kernel", "shuffled", "successes")]
+    streams += [
+        planworld(arm, seed, f"-alignment-{share}", "--alignment", share)
+        for share in ("1", "0.4", "0.1")
+        for seed in (1, 2, 3)
+        for arm in ("none", "cosine", "neural-q")
+    ]
+    streams += [planworld("cosine", seed, f"-k-{k}", "--k", k) for k in ("1", "2", "8", "16", "32") for seed in (1, 2)]
+    streams += [
+        planworld(arm, seed, "-repeated", "--repeated") for seed in (1, 2) for arm in ("none", "cosine", "neural-q")
+    ]
+    return streams
+
+
 def swept(seed: int) -> list[Evaluation]:
     """Return the sweeps on the trained policy of a seed: greedy, 100 episodes each."""
     points = {f"threshold-{t}": ("--threshold", t) for t in ("0.4", "0.5", "0.7", "0.8")}
@@ -198,6 +236,7 @@ EVALUATIONS = [
     memhop("script-rag", "--policy", "script", "--agent", "rag"),
     memhop("ood-base-full", "--split", "ood"),
     *(point for seed in (1, 2) for point in swept(seed)),
+    *planworld_streams(),
 ]
 
 ROLLOUT = ("--steps", "12", "--tasks", "4")
