@@ -63,6 +63,9 @@ if works(lambda: bytearray(BYTES)):
     told("limits", "a program gets more memory than its limit")
 if works(lambda: os.truncate("/tmp/x", FILE)) or not os.path.exists("/tmp/x"):
     told("limits", "a program can write files above the limit")
+for i in range(PACKAGES):
+    if not works(lambda: os.listdir(f"/packages/{i}")):
+        told("python", f"folder {i + 1} of the packages cannot be read by every user: chmod o+rx")
 resource.setrlimit(resource.RLIMIT_NPROC, (8, 8))
 started = 0
 waiting, _ = os.pipe()
@@ -87,7 +90,8 @@ def missing_guarantee(settings: SandboxSettings) -> Missing | None:
     tried = replace(
         settings, cpu_seconds=10, wall_seconds=20, processes=40, output=MEGABYTE, keep=False, open_files=64, files=64
     )
-    program = _TRY.replace("BYTES", str(settings.memory + 1)).replace("FILE", str(settings.file_size + 1))
+    numbers = {"BYTES": settings.memory + 1, "FILE": settings.file_size + 1, "PACKAGES": len(settings.packages)}
+    program = "".join(f"{name} = {value}\n" for name, value in numbers.items()) + _TRY
     try:
         outcome = Call().run(program, tried)
     except IsolationError as error:
