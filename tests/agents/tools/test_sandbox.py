@@ -236,3 +236,12 @@ def test_memento_can_use_it() -> None:
     )
     record = agent.invoke({"messages": "What is 1 + ... + 100?"})["record"]
     assert r"exit status 0\noutput:\n5050" in record.model_dump_json()
+
+
+def test_the_guide_works(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "sandbox.md").read_text()
+    block = page.partition("```python\n")[2].partition("```")[0]
+    own: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(block, "docs/sandbox.md", "exec"), own)
+    assert capsys.readouterr().out == "exit status 0\noutput:\n5050\n"
+    own["agent"](ScriptedChatModel([]), ScriptedChatModel([]))
