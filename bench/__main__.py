@@ -18,6 +18,7 @@ NAMES = (
     "bank",
     "remember",
     "agemem",
+    "cases",
     "loop_lag",
     "capture",
     "rows",
