@@ -20,7 +20,9 @@ from langchain_core.tools import BaseTool, StructuredTool
 from pydantic import BaseModel, Field
 
 from memweave.agents.tools.sandbox_check import Probe, missing_guarantee, require
-from memweave.agents.tools.sandbox_run import MEGABYTE, Call, Folders, Outcome, SandboxSettings, limit_of
+from memweave.agents.tools.sandbox_folders import Folders
+from memweave.agents.tools.sandbox_run import Call
+from memweave.agents.tools.sandbox_settings import MEGABYTE, Outcome, SandboxSettings, limit_of
 
 __all__ = ["SandboxSettings", "python_tool", "thread_of"]
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Final
 
 from memweave.agents.tools.sandbox_inside import Missing
-from memweave.agents.tools.sandbox_run import MEGABYTE, Call, SandboxSettings
+from memweave.agents.tools.sandbox_run import Call
+from memweave.agents.tools.sandbox_settings import MEGABYTE, SandboxSettings
 from memweave.errors import IsolationError
 
 Probe = Callable[[SandboxSettings], Missing | None]

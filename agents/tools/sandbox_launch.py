@@ -44,6 +44,9 @@ def main() -> None:
         seen = watch.told()
     except Missing as missing:
         seen = {"missing": missing.guarantee, "reason": missing.reason}
+    finally:
+        if watch is not None:
+            watch.end()
     parts = [bytes(watch.taken[name]) for name in ("out", "err", "archive")] if watch is not None else [b"", b"", b""]
     seen["sizes"] = [len(part) for part in parts]
     sys.stdout.buffer.write(json.dumps(seen).encode() + b"\n" + b"".join(parts))
@@ -134,6 +137,7 @@ class Watch:
     ready: bool = False
     ended: bool = False
     killed: bool = False
+    gone: bool = False
     used_before: float = 0.0
     deadline: float = field(default_factory=lambda: time.monotonic() + ENDING)
 
@@ -161,6 +165,7 @@ class Watch:
                     self._look()
                     next_look = time.monotonic() + LOOK_EVERY
         status = os.waitstatus_to_exitcode(os.waitpid(self.first, 0)[1])
+        self.gone = True
         if not self.killed and status != 0 and not self.heard.keys() & {"missing", "broken"}:
             self.heard["broken"] = f"process 1 of the sandbox ended with {status}"
 
@@ -169,6 +174,13 @@ class Watch:
         if not self.killed:
             self.stopped, self.killed, self.deadline = limit, True, time.monotonic() + ENDING
             os.kill(self.first, signal.SIGKILL)
+
+    def end(self) -> None:
+        """End everything in the sandbox if it is still there, and wait for that; when it could not be watched, for example."""
+        if not self.gone:
+            os.kill(self.first, signal.SIGKILL)
+            os.waitpid(self.first, 0)
+            self.gone = True
 
     def told(self) -> dict[str, Any]:
         """Return what the caller is told."""

@@ -1,110 +1,29 @@
-"""Run Python programs in a sandbox, and keep their folders: the part that lives in the process of the agent.
-
-Standard library alone, so that it works, and is tested, without anything else.
-"""
+"""Run one program in a sandbox: the part that lives in the process of the agent. Standard library alone."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import sysconfig
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
 import memweave
 from memweave.agents.tools.sandbox_inside import PROGRAM, WORK
-from memweave.errors import IsolationError, SettingsError
+from memweave.agents.tools.sandbox_settings import Outcome, SandboxSettings
+from memweave.errors import IsolationError
 
 PYTHON: Final = "/python"
 """Where the interpreter is inside."""
 GRACE: Final = 40.0
 """Seconds beyond the wall time after which the supervisor itself is ended: longer than all that it waits for."""
-KEPT: Final = 64
-"""Folders that are remembered; of older ones only that they were given up."""
-MEGABYTE: Final = 1_000_000
 _LAUNCH: Final = (
     "import sys; sys.path.append(sys.argv.pop(2)); from memweave.agents.tools.sandbox_launch import main; main()"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SandboxSettings:
-    """What one program may use. Every limit holds for the program and all that it starts, together, unless said otherwise.
-
-    Raises: SettingsError for a limit that is too small to start Python, or a folder of packages that does not exist.
-    """
-
-    cpu_seconds: float = 10.0
-    wall_seconds: float = 20.0
-    memory: int = 256 * MEGABYTE
-    """Bytes; of each process by the kernel (address space), of all together by the supervisor (what is in memory)."""
-    processes: int = 16
-    """Processes and threads."""
-    file_size: int = 16 * MEGABYTE
-    """Bytes of one file."""
-    disk: int = 64 * MEGABYTE
-    """Bytes of all files; they are in memory, beside `memory`."""
-    files: int = 2_000
-    """Files and folders."""
-    open_files: int = 64
-    """Of one process."""
-    output: int = MEGABYTE
-    """Bytes of output, and as many of errors; more of either ends the program."""
-    shown: int = 8_000
-    """Characters of output, and as many of errors, that the model is shown: the beginning and the end."""
-    program: int = 100_000
-    """Characters of a program."""
-    at_once: int = 4
-    """Programs that run at the same time; a call beyond waits."""
-    wait_seconds: float = 30.0
-    """How long it waits."""
-    keep: bool = False
-    """Whether a run (a thread of LangGraph) keeps its folder from call to call."""
-    kept_bytes: int = 256 * MEGABYTE
-    """Bytes of all kept folders; the one used longest ago is given up first."""
-    packages: tuple[Path, ...] = ()
-    """Folders of packages that programs may import, read-only; without any, the standard library alone."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work."""
-        least = {"memory": 32 * MEGABYTE, "disk": 65_536, "open_files": 8, "files": 8}
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if isinstance(value, bool | tuple):
-                continue
-            if not value >= least.get(each.name, 1 if isinstance(value, int) else 0.01):
-                raise SettingsError(
-                    f"{each.name} = {value} is too small for a sandbox: give {least.get(each.name, 'more')}"
-                )
-        for folder in self.packages:
-            if not folder.is_dir():
-                raise SettingsError(f"packages: {folder} is no folder")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a program."""
-
-    exit: int | None
-    """Its exit status, negative for the signal that ended it; `None` when it was stopped."""
-    stopped: str | None
-    """Why it was ended: `cpu`, `wall`, `memory`, `processes`, `output`, `cancelled`, `start` (no start in time)."""
-    out: str
-    err: str
-    folder: bytes | None = field(repr=False)
-    """Its folder as an archive that only a sandbox reads; `None` when it is not kept, or could not be."""
-    restored: bool
-    """Whether the folder of the earlier call could be put back."""
-    seconds: float
 
 
 class Call:
@@ -260,103 +179,3 @@ def python_tree() -> tuple[list[tuple[str, str]], list[str], list[tuple[str, str
     if Path("/usr/share/zoneinfo").is_dir():
         binds.append(("/usr/share/zoneinfo", "/usr/share/zoneinfo"))
     return binds, hidden, links
-
-
-class Folders:
-    """The folders that runs keep, each as an archive, of limited size together; and how many programs run at once."""
-
-    def __init__(self, at_once: int, most: int) -> None:
-        self._free = at_once
-        self._most = most
-        self._busy: set[str] = set()
-        self._kept: OrderedDict[str, bytes | None] = OrderedDict()
-        self._turn = threading.Condition()
-
-    @contextmanager
-    def turn(self, run: str | None, call: Call, seconds: float) -> Iterator[bool]:
-        """Wait for a place, and for the folder of the run, which one call at a time has; whether it came in time."""
-
-        def free() -> bool:
-            return call.cancelled or (self._free > 0 and run not in self._busy)
-
-        with self._turn:
-            got = self._turn.wait_for(free, seconds) and not call.cancelled
-            if got:
-                self._free -= 1
-                self._busy.update([run] if run is not None else [])
-        try:
-            yield got
-        finally:
-            if got:
-                with self._turn:
-                    self._free += 1
-                    self._busy.discard(run or "")
-                    self._turn.notify_all()
-
-    def cancel(self, call: Call) -> None:
-        """End a call, also one that waits."""
-        call.cancel()
-        with self._turn:
-            self._turn.notify_all()
-
-    def get(self, run: str) -> tuple[bytes, bool]:
-        """Return the folder of a run, and whether it was given up for others since it was last used."""
-        with self._turn:
-            found = self._kept.get(run, b"")
-            return found or b"", found is None
-
-    def put(self, run: str, folder: bytes) -> None:
-        """Keep the folder of a run, and give up those used longest ago when there are too many."""
-        with self._turn:
-            self._kept[run] = folder
-            self._kept.move_to_end(run)
-            held = [key for key, value in self._kept.items() if value is not None]
-            while len(held) > KEPT or (len(held) > 1 and sum(len(self._kept[key] or b"") for key in held) > self._most):
-                self._kept[held.pop(0)] = None
-            while len(self._kept) > 16 * KEPT:
-                self._kept.popitem(last=False)
-
-
-def limit_of(outcome: Outcome, settings: SandboxSettings) -> str | None:
-    """Return the limit that ended a program in words, from the supervisor or from the error that the program died of."""
-    said = {
-        "cpu": f"more than {settings.cpu_seconds:g} s of CPU time",
-        "wall": f"more than {settings.wall_seconds:g} s",
-        "memory": f"more than {settings.memory / MEGABYTE:g} MB of memory",
-        "processes": f"more than {settings.processes} processes and threads",
-        "output": f"more than {settings.output / MEGABYTE:g} MB of output",
-        "file": f"a file of more than {settings.file_size / MEGABYTE:g} MB",
-        "disk": f"more than {settings.disk / MEGABYTE:g} MB, or {settings.files} files, in its folder",
-        "open files": f"more than {settings.open_files} open files",
-        "start": "it did not start in time",
-        "cancelled": "the call was cancelled",
-    }
-    if outcome.stopped is not None:
-        return said[outcome.stopped]
-    if outcome.exit in (-signal.SIGXCPU, -signal.SIGKILL):
-        return (
-            said["cpu"]
-            if outcome.exit == -signal.SIGXCPU
-            else "killed (by itself, or because the machine had no memory left)"
-        )
-    if outcome.exit == -signal.SIGXFSZ:
-        return said["file"]
-    if outcome.exit == 0:
-        return None
-    last = (outcome.err.strip().splitlines() or [""])[-1]
-    for pattern, limit in _DIED_OF.items():
-        if re.match(pattern, last):
-            return said[limit]
-    return None
-
-
-_DIED_OF: Final[dict[str, str]] = {
-    r"(\w+\.)*_?\w*MemoryError\b": "memory",
-    r"OSError: \[Errno 12\]": "memory",
-    r"OSError: \[Errno 27\]": "file",
-    r"OSError: \[Errno 28\]": "disk",
-    r"OSError: \[Errno 24\]": "open files",
-    r"BlockingIOError: \[Errno 11\]": "processes",
-    r"RuntimeError: can't start new thread": "processes",
-}
-"""How the last line of errors begins when a program met a limit of the kernel's."""

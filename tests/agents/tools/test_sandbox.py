@@ -14,7 +14,8 @@ from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.runnables import RunnableConfig
 
 from memweave.agents.tools.sandbox import SandboxSettings, python_tool
-from memweave.agents.tools.sandbox_run import Call, Folders
+from memweave.agents.tools.sandbox_folders import Folders
+from memweave.agents.tools.sandbox_run import Call
 from memweave.errors import SettingsError
 from memweave.graphs.memento import create_memento_agent
 from memweave.testing.models import ScriptedChatModel
@@ -225,6 +226,15 @@ def test_cancelling_ends_the_program(seconds: float) -> None:
 
     with pytest.raises(TimeoutError):
         asyncio.run(main())
+
+
+def test_no_file_stays_open() -> None:
+    tool = small_tool(keep=True)
+    told(tool, "print(1)", thread("1"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        told(tool, "print(1)", thread("1"))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_memento_can_use_it() -> None:

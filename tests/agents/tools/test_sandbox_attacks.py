@@ -93,8 +93,7 @@ while True:
 
 def test_one_that_waits_for_ever() -> None:
     assert (
-        ran("import time; print('so far'); time.sleep(99)", wall_seconds=0.3)
-        == "stopped: more than 0.3 s\noutput:\nso far"
+        ran("import time; print('so far'); time.sleep(99)", wall_seconds=1) == "stopped: more than 1 s\noutput:\nso far"
     )
 
 

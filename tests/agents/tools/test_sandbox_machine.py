@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -52,7 +53,7 @@ import os, sys
 sys.path.append({src!r})
 from memweave.agents.tools import sandbox_kernel
 from memweave.agents.tools.sandbox_check import require
-from memweave.agents.tools.sandbox_run import SandboxSettings
+from memweave.agents.tools.sandbox_settings import SandboxSettings
 from memweave.errors import IsolationError
 user, group = os.geteuid(), os.getegid()
 sandbox_kernel.unshare(sandbox_kernel.CLONE_NEWUSER)
@@ -88,19 +89,44 @@ def test_the_supervisor_needs_the_standard_library_alone() -> None:
 
 ORDINARY = """
 import os, sys
+from pathlib import Path
+own = Path({own!r})
+os.chown(own, 12345, 12345)
 os.setgroups([]); os.setgid(12345); os.setuid(12345)
+(own / "bird.py").write_text("")
 sys.path.append({src!r})
 from memweave.agents.tools.sandbox_check import require
-from memweave.agents.tools.sandbox_run import Call, SandboxSettings, limit_of
-require(SandboxSettings())
-settings = SandboxSettings(wall_seconds=1, processes=8)
+from memweave.agents.tools.sandbox_run import Call
+from memweave.agents.tools.sandbox_settings import SandboxSettings, limit_of
+settings = SandboxSettings(wall_seconds=1, processes=8, keep=True, packages=(own,))
+require(settings)
+folder = b""
 for program in (
     "import os; print(os.getuid(), os.listdir('/work'), os.path.exists('/etc'))",
     "import os\\nwhile True:\\n    try: os.fork()\\n    except OSError: pass",
     "import time; time.sleep(9)",
+    "bytearray(10 ** 10)",
+    "import bird\\ntry: open(bird.__file__, 'w')\\nexcept OSError as error: print(error.strerror)",
+    f"import os; print(os.path.exists({{str(own)!r}})); os.kill({{os.getpid()}}, 9)",
+    "import socket; socket.socket()",
+    "open('n', 'w').write('kept')",
+    "print(open('n').read())",
 ):
-    outcome = Call().run(program, settings)
-    print(outcome.out.strip(), limit_of(outcome, settings))
+    outcome = Call().run(program, settings, folder)
+    folder = outcome.folder if outcome.folder is not None else folder
+    last = outcome.err.strip().splitlines()[-1:]
+    print(outcome.out.strip(), limit_of(outcome, settings), *last)
+"""
+BY_AN_ORDINARY_USER = """\
+1000 [] False None
+ more than 8 processes and threads
+ more than 1 s
+ more than 256 MB of memory MemoryError
+Read-only file system None
+False None ProcessLookupError: [Errno 3] No such process
+ None PermissionError: [Errno 13] Permission denied
+ None
+kept None
 """
 
 
@@ -111,10 +137,10 @@ def test_an_ordinary_user_can_start_one() -> None:
     python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
     if python is None or subprocess.run([python, "-c", "import sys; assert sys.version_info >= (3, 11)"]).returncode:
         pytest.skip("no Python 3.11 that every user may run")
-    done = subprocess.run([python, "-B", "-c", ORDINARY.format(src=SRC)], capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines() == ["1000 [] False None", " more than 8 processes and threads", " more than 1 s"], (
-        done.stderr
-    )
+    with tempfile.TemporaryDirectory() as own, adopting():
+        program = ORDINARY.format(src=SRC, own=own)
+        done = subprocess.run([python, "-B", "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == (BY_AN_ORDINARY_USER, "")
 
 
 # what ends it
