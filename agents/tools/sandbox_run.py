@@ -12,7 +12,6 @@ import threading
 from pathlib import Path
 from typing import Any, Final
 
-import memweave
 from memweave.agents.tools.sandbox_inside import PROGRAM, WORK
 from memweave.agents.tools.sandbox_settings import Outcome, SandboxSettings
 from memweave.errors import IsolationError
@@ -50,7 +49,7 @@ class Call:
             theirs, self._life = os.pipe()
             try:
                 process = subprocess.Popen(
-                    [*command, str(theirs), str(Path(memweave.__file__).parents[1])],
+                    [*command, str(theirs), str(Path(__file__).parents[3])],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,

@@ -162,6 +162,7 @@ def test_it_ends_with_its_supervisor() -> None:
         while not (grandchild := _program_below(children() - before)):
             assert work.is_alive()
         for supervisor in children() - before:
+            assert Path(f"/proc/{supervisor}/environ").read_bytes() == b""
             os.kill(int(supervisor), signal.SIGKILL)
         work.join(10)
         assert [error.guarantee for error in failed if isinstance(error, IsolationError)] == ["supervision"]
