@@ -136,8 +136,16 @@ REFUSED: Final[dict[str, tuple[int, int | None]]] = {
 }
 """System calls that fail with "Operation not permitted"."""
 _CLONE: Final = {"x86_64": 56, "aarch64": 220}
-_SOCKETS: Final = {"x86_64": (41, 53), "aarch64": (198, 199)}
-"""socket and socketpair."""
+_FIRST_ARGUMENTS: Final = (
+    # numbers as above, the only first argument that is allowed, the error for others
+    (
+        (41, 198),
+        socket.AF_UNIX,
+        errno.EACCES,
+    ),  # socket: others reach a network, a virtual machine's host, or rare parts
+    ((53, 199), socket.AF_UNIX, errno.EACCES),  # socketpair
+    ((302, 261), 0, errno.EPERM),  # prlimit64: 0 is oneself; process 1 is of the same user
+)
 _CLONE3: Final = 435
 
 _LOAD, _EQUAL, _GREATER, _ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
@@ -254,6 +262,7 @@ def filter_system_calls() -> None:
 def _filter(machine: str) -> list[bytes]:
     """Return the filter, instruction by instruction (struct sock_filter): jumps count instructions to skip."""
     code: list[bytes] = []
+    place = 0 if machine == "x86_64" else 1
 
     def add(operation: int, value: int, then: int = 0, otherwise: int = 0) -> None:
         code.append(struct.pack("HBBI", operation, then, otherwise, value))
@@ -269,20 +278,17 @@ def _filter(machine: str) -> list[bytes]:
     refuse(_GREATER, NEWEST, _FAIL | errno.ENOSYS)  # also those of x32, which are numbered from 2 ** 30
     refuse(_EQUAL, _CLONE3, _FAIL | errno.ENOSYS)  # its flags cannot be seen from here; libc uses clone instead
     for numbers in REFUSED.values():
-        number = numbers[0 if machine == "x86_64" else 1]
-        if number is not None:
+        if (number := numbers[place]) is not None:
             refuse(_EQUAL, number, _FAIL | errno.EPERM)
     add(_EQUAL, _CLONE[machine], 0, 3)
     add(_LOAD, _FIRST_ARGUMENT)
     refuse(_ANY_BIT, _CLONE_NEW, _FAIL | errno.EPERM)
     add(_LOAD, _NUMBER)
-    for number in _SOCKETS[machine]:
-        add(_EQUAL, number, 0, 4)
+    for numbers, allowed, answer in _FIRST_ARGUMENTS:
+        add(_EQUAL, numbers[place], 0, 4)
         add(_LOAD, _FIRST_ARGUMENT)
-        add(_EQUAL, socket.AF_UNIX, 1, 0)
-        add(
-            _RETURN, _FAIL | errno.EACCES
-        )  # the others reach a network, a virtual machine's host, or parts of the kernel
+        add(_EQUAL, allowed, 1, 0)
+        add(_RETURN, _FAIL | answer)
         add(_LOAD, _NUMBER)
     add(_RETURN, _ALLOW)
     return code

@@ -166,7 +166,9 @@ class Watch:
                     next_look = time.monotonic() + LOOK_EVERY
         status = os.waitstatus_to_exitcode(os.waitpid(self.first, 0)[1])
         self.gone = True
-        if not self.killed and status != 0 and not self.heard.keys() & {"missing", "broken"}:
+        if not self.killed and status == -signal.SIGKILL:
+            self.stopped = "killed"
+        elif not self.killed and status != 0 and not self.heard.keys() & {"missing", "broken"}:
             self.heard["broken"] = f"process 1 of the sandbox ended with {status}"
 
     def stop(self, limit: str) -> None:

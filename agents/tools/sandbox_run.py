@@ -94,7 +94,7 @@ def _outcome(out: bytes, err: bytes) -> Outcome:
         raise IsolationError("supervision", f"the supervisor of the sandbox died: {reason[0]:.300}") from error
     if "missing" in told:
         raise IsolationError(told["missing"], told["reason"])
-    if "broken" in told and told.get("stopped") is None:
+    if "broken" in told and told["stopped"] is None and "exit" not in told:
         raise IsolationError("supervision", told["broken"])
     first, second, third = told["sizes"]
     packed = told.get("packed") is True and not told["lost"]

@@ -74,7 +74,8 @@ class Outcome:
     exit: int | None
     """Its exit status, negative for the signal that ended it; `None` when it was stopped."""
     stopped: str | None
-    """Why it was ended: `cpu`, `wall`, `memory`, `processes`, `output`, `cancelled`, `start` (no start in time)."""
+    """Why it was ended: `cpu`, `wall`, `memory`, `processes`, `output`, `cancelled`, `killed`, `start` (no
+    start in time)."""
     out: str
     err: str
     folder: bytes | None = field(repr=False)
@@ -95,17 +96,14 @@ def limit_of(outcome: Outcome, settings: SandboxSettings) -> str | None:
         "file": f"a file of more than {settings.file_size / MEGABYTE:g} MB",
         "disk": f"more than {settings.disk / MEGABYTE:g} MB, or {settings.files} files, in its folder",
         "open files": f"more than {settings.open_files} open files",
+        "killed": "killed, probably because the machine had no memory left",
         "start": "it did not start in time",
         "cancelled": "the call was cancelled",
     }
     if outcome.stopped is not None:
         return said[outcome.stopped]
-    if outcome.exit in (-signal.SIGXCPU, -signal.SIGKILL):
-        return (
-            said["cpu"]
-            if outcome.exit == -signal.SIGXCPU
-            else "killed (by itself, or because the machine had no memory left)"
-        )
+    if outcome.exit == -signal.SIGXCPU:
+        return said["cpu"]
     if outcome.exit == -signal.SIGXFSZ:
         return said["file"]
     if outcome.exit == 0:

@@ -169,6 +169,23 @@ def test_a_folder_that_cannot_be_kept_is_told(spoil: str) -> None:
     assert told(tool, "import os; print(os.listdir())", thread("1")) == "exit status 0\noutput:\n['before']"
 
 
+def test_odd_names_and_times_are_kept() -> None:
+    tool = small_tool(keep=True)
+    odd = """
+import os
+os.makedirs("d/" * 20)
+for name in (b"\\xff", b"line\\nbreak", b"d/" + b"n" * 255, b"-rf", b" "):
+    open(name, "w").close()
+    os.utime(name, (-1e9, 2.5e10))
+os.mkdir("closed"); open("closed/x", "w").close(); os.chmod("closed", 0o500)
+os.mkfifo("pipe"); os.symlink("pipe", "link"); os.symlink("self", "self")
+"""
+    look = "import os; print([(f, sorted(d), sorted(n)) for f, d, n in sorted(os.walk(b'.'))], os.stat(b' ').st_mtime)"
+    there = told(tool, f"{odd}\n{look}", thread("1"))
+    assert "2.5e+10" in there or "25000000000.0" in there
+    assert told(tool, look, thread("1")) == there
+
+
 def test_folders_together_are_limited() -> None:
     tool = small_tool(keep=True, kept_bytes=1_000_000)
     for name in ("1", "2"):

@@ -317,6 +317,11 @@ for number in (9, 15, 19, 2):
     os.kill(os.getppid(), number)
 try: os.kill(-1, 9)
 except ProcessLookupError: pass
+import resource
+for limit in (resource.RLIMIT_CPU, resource.RLIMIT_AS, resource.RLIMIT_NOFILE):
+    try: resource.prlimit(1, limit, (1, 1)); print("limited process 1")
+    except PermissionError: pass
+resource.prlimit(0, resource.RLIMIT_CORE, (0, 0))
 print("pid", os.getpid(), "of", os.getppid())
 """
     assert ran(kill) == "exit status 0\noutput:\npid 2 of 1"
@@ -352,13 +357,14 @@ for work in (lambda: os.setuid(0), lambda: os.setgid(0), lambda: os.setgroups([0
     try: work(); print("worked")
     except PermissionError: pass
 import resource
+print(resource.getrlimit(resource.RLIMIT_CORE))
 for name in dir(resource):
     if name.startswith("RLIMIT_") and name not in ("RLIMIT_STACK", "RLIMIT_RSS", "RLIMIT_DATA", "RLIMIT_RTTIME", "RLIMIT_LOCKS"):
         hard = resource.getrlimit(getattr(resource, name))[1]
         try: resource.setrlimit(getattr(resource, name), (hard + 1, hard + 1)); print("raised", name)
         except (ValueError, OSError): pass
 """
-    assert ran(gain) == "exit status 0\noutput:\n(1000, 1000, 1000) (1000, 1000, 1000) 1 []"
+    assert ran(gain) == "exit status 0\noutput:\n(1000, 1000, 1000) (1000, 1000, 1000) 1 []\n(1, 1)"
 
 
 def test_a_crash_is_told() -> None:

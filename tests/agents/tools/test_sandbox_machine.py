@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from memweave.agents.tools.sandbox import SandboxSettings, python_tool
 from memweave.agents.tools.sandbox_check import REMEDIES, missing_guarantee, require
 from memweave.agents.tools.sandbox_inside import Missing
 from memweave.agents.tools.sandbox_run import Call
+from memweave.agents.tools.sandbox_settings import limit_of
 from memweave.errors import IsolationError
 from tests.agents.tools.sandbox_work import adopting, children, gone, needs_sandbox
 
@@ -168,6 +171,20 @@ def test_it_ends_with_its_supervisor() -> None:
         assert [error.guarantee for error in failed if isinstance(error, IsolationError)] == ["supervision"]
         assert gone(before)
         assert not Path(f"/proc/{grandchild}").exists()
+
+
+@needs_sandbox
+def test_process_1_is_killed_from_outside() -> None:
+    with adopting() as before, ThreadPoolExecutor(1) as pool:
+        work = pool.submit(Call().run, ASLEEP, SandboxSettings())
+        while not (program := _program_below(children() - before)):
+            assert not work.done()
+        first = re.search(r"^PPid:\s*(\d+)", Path(f"/proc/{program}/status").read_text(), re.MULTILINE)
+        assert first
+        os.kill(int(first[1]), signal.SIGKILL)
+        outcome = work.result(10)
+        assert (outcome.stopped, outcome.exit) == ("killed", None)
+        assert "no memory left" in str(limit_of(outcome, SandboxSettings()))
 
 
 @needs_sandbox
