@@ -82,6 +82,8 @@ class _Running:
         except asyncio.CancelledError:
             self._folders.cancel(call)
             await asyncio.wait({work}, timeout=CANCELLING)
+            if work.done() and not work.cancelled():
+                work.exception()  # whoever cancelled does not want to hear of it
             raise
 
     def _told(self, call: Call, program: str, config: RunnableConfig) -> str:

@@ -78,10 +78,11 @@ def _enter() -> None:
     target = os.getpid()
     outside = os.fork()
     if outside == 0:
-        os.read(mine[0], 1)
+        os.close(mine[1])
         try:
-            _map_ids(target)
-            os._exit(0)
+            if os.read(mine[0], 1):  # else the supervisor has ended
+                _map_ids(target)
+                os._exit(0)
         except OSError as error:
             os.write(his[1], str(error).encode())
         finally:
@@ -111,7 +112,7 @@ def _map_ids(target: int) -> None:
         if deny:  # the kernel asks for it of users without privileges
             with open(f"/proc/{target}/setgroups", "w") as file:
                 file.write("deny")
-        lines = f"0 0 1\n{INNER_ID} {OUTER_ID} 1\n" if os.geteuid() == 0 else f"{INNER_ID} {own} 1\n"
+        lines = f"0 {own} 1\n{INNER_ID} {OUTER_ID} 1\n" if os.geteuid() == 0 else f"{INNER_ID} {own} 1\n"
         with open(f"/proc/{target}/{kind}_map", "w") as file:
             file.write(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 from dataclasses import dataclass, field, fields
@@ -58,6 +59,8 @@ class SandboxSettings:
             value = getattr(self, each.name)
             if isinstance(value, bool | tuple):
                 continue
+            if not math.isfinite(value):
+                raise SettingsError(f"{each.name} = {value}: a sandbox has no limit without a number")
             if not value >= least.get(each.name, 1 if isinstance(value, int) else 0.01):
                 raise SettingsError(
                     f"{each.name} = {value} is too small for a sandbox: give {least.get(each.name, 'more')}"

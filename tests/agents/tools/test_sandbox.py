@@ -124,7 +124,14 @@ def test_packages_can_be_shown(tmp_path: Path) -> None:
 
 
 def test_limits_that_cannot_work() -> None:
-    for changed in ({"memory": 1000}, {"processes": 0}, {"wall_seconds": 0.0}, {"packages": (Path("/nowhere"),)}):
+    for changed in (
+        {"memory": 1000},
+        {"processes": 0},
+        {"wall_seconds": 0.0},
+        {"cpu_seconds": float("inf")},
+        {"cpu_seconds": float("nan")},
+        {"packages": (Path("/nowhere"),)},
+    ):
         with pytest.raises(SettingsError):
             SandboxSettings(**changed)  # type: ignore[arg-type]
 
