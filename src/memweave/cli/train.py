@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +14,7 @@ from memweave.errors import NotInstalledError, UsageError
 from memweave.recipes.recipe import RUN_FILE, TRACES
 
 if TYPE_CHECKING:
-    from memweave.recipes import RecipeResult
+    from memweave.recipes import OwnRecipe, RecipeResult
 
 
 def train(
@@ -69,6 +69,10 @@ def train(
         Path | None,
         typer.Option("--out", metavar="FOLDER", help="Where the run goes.  [default: runs/RECIPE-ARM-sSEED]"),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="FILE", help="Rows of your own, for recipes that learn from a file."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in that folder, from its last checkpoint.")
     ] = False,
@@ -82,13 +86,36 @@ def train(
     key in MEMWEAVE_MODEL_API_KEY, if set.
     """
     from memweave.config import Settings
-    from memweave.recipes import Place, find_recipe, recipes
+    from memweave.recipes import Place, find_recipe, own_recipes, recipes
 
     if list_:
         _show_list(as_json)
         return
     if recipe is None:
-        raise UsageError(f"name a recipe: {', '.join(sorted(recipes()))}. See: memweave train --list")
+        raise UsageError(
+            f"name a recipe: {', '.join(sorted([*recipes(), *own_recipes()]))}. See: memweave train --list"
+        )
+    if (own := own_recipes().get(recipe)) is not None:
+        given = {
+            "data": data,
+            "steps": steps,
+            "tasks": tasks,
+            "learning-rate": learning_rate,
+            "temperature": temperature,
+            "base": base,
+        }
+        others = {
+            "group-size": group_size,
+            "policy-server": policy_server,
+            "partner": partner,
+            "test-size": test_size,
+            "resume": resume,
+        }
+        own.check(arm or own.arms[0], {**given, **others})
+        _run_own(own, arm or own.arms[0], seed or 0, out, given, as_json=as_json)
+        return
+    if data is not None:
+        raise UsageError(f"--data means nothing to {recipe}. It is for: {', '.join(own_recipes())}")
     chosen = find_recipe(recipe)
     settings = chosen.settings.changed(
         steps=steps,
@@ -106,9 +133,9 @@ def train(
     need_training()
     from memweave.recipes.running import default_base, ensure_base, run_recipe
 
-    data = Settings.load(home=home)
+    known = Settings.load(home=home)
     if base is None:  # only the tiny default is made; a name that was mistyped is an error
-        base = default_base(data.home, chosen)
+        base = default_base(known.home, chosen)
         if chosen.base == "tiny":
             ensure_base(base)
     place = Place(
@@ -116,7 +143,7 @@ def train(
         base=base,
         partner=partner,
         server_url=policy_server,
-        api_key=data.model_api_key,
+        api_key=known.model_api_key,
         resume=resume,
         quiet=as_json,
         say=(lambda line: None) if as_json else render.note,
@@ -131,6 +158,24 @@ def train(
         render.emit(result.payload())
     else:
         _show(result, folder)
+
+
+def _run_own(recipe: OwnRecipe, arm: str, seed: int, out: Path | None, given: dict[str, Any], *, as_json: bool) -> None:
+    """Run a recipe that trains something else than a policy on episodes."""
+    from memweave.recipes import OwnRun
+
+    folder = out or Path("runs") / f"{recipe.name}-{arm}-s{seed}"
+    _check_folder(folder, resume=False)
+    need_training()
+    folder.mkdir(parents=True, exist_ok=True)
+    options = {name.replace("-", "_"): value for name, value in given.items()}
+    say = (lambda line: None) if as_json else render.note
+    result = recipe.run(OwnRun(out=folder, arm=arm, seed=seed, say=say, **options))
+    if as_json:
+        render.emit({"recipe": recipe.name, "arm": arm, "seed": seed, **result.payload()})
+    else:
+        for line in [f"{recipe.name} ({arm}, seed {seed})", *result.lines()]:
+            typer.echo(line)
 
 
 def _check_folder(folder: Path, *, resume: bool) -> None:
@@ -156,7 +201,7 @@ def need_training() -> None:
 
 
 def _show_list(as_json: bool) -> None:
-    from memweave.recipes import recipes
+    from memweave.recipes import own_recipes, recipes
 
     if as_json:
         render.emit(
@@ -164,11 +209,15 @@ def _show_list(as_json: bool) -> None:
                 "recipes": [
                     {"name": r.name, "summary": r.summary, "arms": list(r.arms), "settings": asdict(r.settings)}
                     for r in recipes().values()
-                ]
+                ],
+                "own": [
+                    {"name": r.name, "summary": r.summary, "arms": list(r.arms), "takes": dict(r.takes)}
+                    for r in own_recipes().values()
+                ],
             }
         )
         return
-    wide = max(map(len, recipes()))
+    wide = max(map(len, [*recipes(), *own_recipes()]))
     for each in recipes().values():
         has = each.settings
         typer.echo(f"{each.name:<{wide}} {each.summary}\n{'':<{wide}} arms: {', '.join(each.arms)}")
@@ -176,6 +225,9 @@ def _show_list(as_json: bool) -> None:
             f"{'':<{wide}} {has.steps} steps of {has.tasks_per_step} tasks x {has.group_size} episodes, learning rate "
             f"{has.learning_rate:g}, temperature {has.temperature:g}"
         )
+    for own in own_recipes().values():
+        typer.echo(f"{own.name:<{wide}} {own.summary}\n{'':<{wide}} arms: {', '.join(own.arms)}")
+        typer.echo(f"{'':<{wide}} takes {', '.join(f'--{name} ({what})' for name, what in own.takes.items())}")
 
 
 def _show(result: RecipeResult, folder: Path) -> None:

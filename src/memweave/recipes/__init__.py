@@ -9,9 +9,20 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from memweave.errors import SettingsError
+from memweave.recipes.own import OwnRecipe, OwnRun
 from memweave.recipes.recipe import Place, Recipe, RecipeResult, TrainSettings
 
-__all__ = ["Place", "Recipe", "RecipeResult", "TrainSettings", "find_recipe", "recipes"]
+__all__ = [
+    "OwnRecipe",
+    "OwnRun",
+    "Place",
+    "Recipe",
+    "RecipeResult",
+    "TrainSettings",
+    "find_recipe",
+    "own_recipes",
+    "recipes",
+]
 
 
 def recipes() -> dict[str, Recipe]:
@@ -25,11 +36,19 @@ def recipes() -> dict[str, Recipe]:
     return {recipe.name: recipe for recipe in known}
 
 
+def own_recipes() -> dict[str, OwnRecipe]:
+    """Return the recipes that train something else than a policy on episodes, by name."""
+    from memweave.recipes.memento.offline import MEMENTO_Q_OFFLINE
+
+    return {recipe.name: recipe for recipe in (MEMENTO_Q_OFFLINE,)}
+
+
 def find_recipe(name: str) -> Recipe:
     """Return the recipe called `name`. Raises `SettingsError` with near matches when there is none."""
-    known = recipes()
-    if name in known:
-        return known[name]
+    recipes_ = recipes()
+    if name in recipes_:
+        return recipes_[name]
+    known = [*recipes_, *own_recipes()]
     near = get_close_matches(name, known, n=1)
     hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(sorted(known))}"
     raise SettingsError(f"there is no recipe {name!r}. {hint}")

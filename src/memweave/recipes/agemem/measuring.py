@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,6 @@ from memweave.recipes.agemem.lessons import FULL
 from memweave.recipes.agemem.simulating import ROUNDS, Simulator, Turn, teacher
 from memweave.recipes.agemem.teaching import PERFECT
 from memweave.recipes.lesson_rows import replies
-from memweave.tracing.records import Sampling
 from memweave.worlds.memhop import MemHop, MemHopTask, score
 
 LONGEST: Final = 96

@@ -1,0 +1,67 @@
+"""`memweave train` with a recipe that learns from a file of rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("trl")
+
+from memweave.recipes.memento import offline
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Cli
+
+
+def written(path: Path) -> Path:
+    """Return a file of 40 rows of 20 queries, every other one solved."""
+    made = [
+        {
+            "query": f"question {n}",
+            "case": f"case {n} {i}",
+            "plan": "p",
+            "case_label": "positive",
+            "truth_label": n % 2 == 0,
+        }
+        for n in range(20)
+        for i in range(2)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offline, "minilm_installed", lambda: False)
+    monkeypatch.setattr(offline, "SEEDS", 2)
+
+
+def test_the_command_and_what_it_refuses(cli: Cli, tmp_path: Path) -> None:
+    file = written(tmp_path / "rows.jsonl")
+    done = cli("train", "memento-q-offline", "--data", str(file), "--steps", "1", "--out", "run")
+    assert done.code == 0, done.err
+    assert "AUC on held-out" in done.out
+    assert (tmp_path / "run" / "head.safetensors").is_file()
+    found = cli("train", "memento-q-offline", "--data", str(file), "--steps", "1", "--json").json
+    assert (found["recipe"], found["arm"], found["rows"], len(found["by_query"])) == (
+        "memento-q-offline",
+        "plain",
+        80,
+        2,
+    )
+    for wrong, why in {
+        ("--out", "other"): "memento-q-offline needs --data: a file of rows",
+        ("--data", str(file), "--group-size", "4"): "--group-size means nothing to memento-q-offline",
+        ("--data", str(file), "--arm", "best"): "has no arm 'best'. There are: plain, label-input",
+        ("--data", str(file), "--out", "run"): "run is not empty",
+    }.items():
+        refused = cli("train", "memento-q-offline", *wrong)
+        assert refused.code == 2
+        assert why in refused.err
+    refused = cli("train", "token-class", "--data", str(file))
+    assert "--data means nothing to token-class. It is for: memento-q-offline" in refused.err
+    assert "memento-q-offline" in cli("train", "--list").out
