@@ -50,7 +50,7 @@ def test_the_command_and_what_it_refuses(cli: Cli, tmp_path: Path) -> None:
     assert (found["recipe"], found["arm"], found["rows"], len(found["by_query"])) == (
         "memento-q-offline",
         "plain",
-        80,
+        40,
         2,
     )
     for wrong, why in {
