@@ -19,6 +19,7 @@ NAMES = (
     "remember",
     "agemem",
     "cases",
+    "case_q",
     "loop_lag",
     "capture",
     "rows",

@@ -86,6 +86,44 @@ class Rows:
         return Rows(self.queries[places], self.cases[places], self.case_rewards[places], self.rewards[places])
 
 
+class Experience:
+    """Rows of experience that grow; what is there already is not copied for each update."""
+
+    def __init__(self, dimension: int) -> None:
+        self._rows = _room(256, dimension)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, query: Vector, cases: Matrix, case_rewards: Scores, rewards: Sequence[float]) -> None:
+        """Append one row for each case that a query was shown."""
+        number = len(rewards)
+        self.extend(Rows(np.repeat(query[None], number, axis=0), cases, case_rewards, np.array(rewards)))
+
+    def extend(self, more: Rows) -> None:
+        """Append rows."""
+        end = self._count + len(more)
+        if end > len(self._rows):
+            wider = _room(2 * end, self._rows.queries.shape[1])
+            for name, values in vars(self.rows()).items():
+                getattr(wider, name)[: self._count] = values
+            self._rows = wider
+        for name, values in vars(more).items():
+            getattr(self._rows, name)[self._count : end] = values
+        self._count = end
+
+    def rows(self) -> Rows:
+        """Return all rows so far, without a copy."""
+        held, n = self._rows, self._count
+        return Rows(held.queries[:n], held.cases[:n], held.case_rewards[:n], held.rewards[:n])
+
+
+def _room(number: int, dimension: int) -> Rows:
+    queries, cases = (np.zeros((number, dimension), dtype=np.float32) for _ in range(2))
+    return Rows(queries, cases, np.zeros(number), np.zeros(number))
+
+
 class _Head(nn.Module):
     """The head in torch; `exported` gives the one that retrieval uses."""
 
@@ -219,10 +257,7 @@ class OnlineCaseQ:
         self.trainer = CaseQTrainer(self.dimension, self.encoder, self.settings)
         self._rng = np.random.default_rng([self.settings.seed, 7])
         self._lock = threading.Lock()
-        self._queries: list[Vector] = []
-        self._cases: list[Vector] = []
-        self._case_rewards: list[float] = []
-        self._rewards: list[float] = []
+        self._seen = Experience(self.dimension)
         self.seen = 0
         """Queries so far."""
         self.losses: list[float] = []
@@ -233,18 +268,12 @@ class OnlineCaseQ:
         with self._lock:
             self.seen += 1
             if self.settings.label_mode != "single" or len(rows) == 1:
-                for row, case, own in zip(rows, cases, case_rewards, strict=True):
-                    self._queries.append(query)
-                    self._cases.append(case)
-                    self._case_rewards.append(float(own))
-                    self._rewards.append(row.reward)
-            if self.seen % self.settings.update_every == 0 and self._rewards:
+                self._seen.add(query, cases, case_rewards, [row.reward for row in rows])
+            if self.seen % self.settings.update_every == 0 and len(self._seen):
                 self._update()
 
     def _update(self) -> None:
-        rows = Rows(
-            np.stack(self._queries), np.stack(self._cases), np.array(self._case_rewards), np.array(self._rewards)
-        )
+        rows = self._seen.rows()
         size = min(self.settings.batch, len(rows))
         batches = [self._rng.choice(len(rows), size, replace=False) for _ in range(self.settings.minibatches)]
         self.losses.append(self.trainer.fit(rows, batches))
@@ -258,10 +287,7 @@ class OnlineCaseQ:
                 "random": self._rng.bit_generator.state,
                 "seen": self.seen,
                 "losses": self.losses,
-                "queries": torch.from_numpy(np.array(self._queries, dtype=np.float32)),
-                "cases": torch.from_numpy(np.array(self._cases, dtype=np.float32)),
-                "case_rewards": self._case_rewards,
-                "rewards": self._rewards,
+                **{name: torch.from_numpy(values) for name, values in vars(self._seen.rows()).items()},
             }
             partial = file.with_name(f".{file.name}")
             torch.save(state, partial)
@@ -277,8 +303,9 @@ class OnlineCaseQ:
             self.trainer.restore(state["trainer"])
             self._rng.bit_generator.state = state["random"]
             self.seen, self.losses = state["seen"], state["losses"]
-            self._queries, self._cases = list(state["queries"].numpy()), list(state["cases"].numpy())
-            self._case_rewards, self._rewards = state["case_rewards"], state["rewards"]
+            self._seen = Experience(self.dimension)
+            known = Rows(*(state[name].numpy() for name in ("queries", "cases", "case_rewards", "rewards")))
+            self._seen.extend(known)
             if self.trainer.updates:
                 self.policy.head = self.trainer.exported()
 
