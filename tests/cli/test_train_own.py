@@ -64,4 +64,18 @@ def test_the_command_and_what_it_refuses(cli: Cli, tmp_path: Path) -> None:
         assert why in refused.err
     refused = cli("train", "token-class", "--data", str(file))
     assert "--data means nothing to token-class. It is for: memento-q-offline" in refused.err
+    assert "--data means nothing to memento-q" in cli("train", "memento-q", "--data", str(file)).err
     assert "memento-q-offline" in cli("train", "--list").out
+
+
+def test_a_stream_is_played_and_its_q_function_kept(cli: Cli, tmp_path: Path) -> None:
+    short = ("--base", "script", "--steps", "2", "--tasks", "40")
+    done = cli("train", "memento-q", *short)
+    assert done.code == 0, done.err
+    assert "solved, % of each iteration:" in done.out
+    assert (tmp_path / "runs/memento-q-neural-q-s0/head.safetensors").is_file()
+    found = cli("train", "memento-q", *short, "--arm", "cosine", "--json").json
+    assert (found["head"], found["stream"]["cases"], len(found["per_iteration"])) == (None, 80, 2)
+    missing = cli("train", "memento-q", *short[2:], "--base", "nowhere", "--out", "other")
+    assert missing.code == 2
+    assert "no planner is called 'nowhere'" in missing.err

@@ -115,7 +115,9 @@ def train(
         _run_own(own, arm or own.arms[0], seed or 0, out, given, as_json=as_json)
         return
     if data is not None:
-        raise UsageError(f"--data means nothing to {recipe}. It is for: {', '.join(own_recipes())}")
+        raise UsageError(
+            f"--data means nothing to {recipe}. It is for: {', '.join(name for name, own in own_recipes().items() if 'data' in own.takes)}"
+        )
     chosen = find_recipe(recipe)
     settings = chosen.settings.changed(
         steps=steps,

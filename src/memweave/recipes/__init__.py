@@ -39,8 +39,9 @@ def recipes() -> dict[str, Recipe]:
 def own_recipes() -> dict[str, OwnRecipe]:
     """Return the recipes that train something else than a policy on episodes, by name."""
     from memweave.recipes.memento.offline import MEMENTO_Q_OFFLINE
+    from memweave.recipes.memento.training import MEMENTO_Q
 
-    return {recipe.name: recipe for recipe in (MEMENTO_Q_OFFLINE,)}
+    return {recipe.name: recipe for recipe in (MEMENTO_Q, MEMENTO_Q_OFFLINE)}
 
 
 def find_recipe(name: str) -> Recipe:

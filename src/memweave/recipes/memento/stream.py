@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, Literal
 from uuid import UUID
@@ -23,6 +24,7 @@ from memweave.graphs.memento import create_memento_agent
 from memweave.graphs.memento_feedback import record_feedback
 from memweave.graphs.memento_state import MementoInput, QueryRecord
 from memweave.memory_stores import CaseBank, CaseSettings, open_cases
+from memweave.memory_stores.case_head import QHead
 from memweave.memory_stores.case_retrieval import CaseLearner, NoCases, RetrievalPolicy
 from memweave.recipes.memento.arms import ARMS, Arm
 from memweave.recipes.memento.executing import PlanWorldExecutor
@@ -191,8 +193,13 @@ class Stream:
                 self._kept[case.id] = record.query, true
 
 
-def play(settings: StreamSettings, planner_of: PlannerOf, report: Report | None = None) -> StreamResult:
-    """Play a stream from an empty bank and return what came of it."""
+def play(
+    settings: StreamSettings, planner_of: PlannerOf, report: Report | None = None, *, head: Path | None = None
+) -> StreamResult:
+    """Play a stream from an empty bank and return what came of it.
+
+    head: file for the Q-function that was learned, if the arm has one.
+    """
     with ExitStack() as opened:
         folder = opened.enter_context(TemporaryDirectory(prefix="memweave-planworld-"))
         bank = CaseSettings(allow_self=settings.mode == "repeated")
@@ -200,6 +207,9 @@ def play(settings: StreamSettings, planner_of: PlannerOf, report: Report | None 
         stream = Stream(settings, planner_of, cases)
         played = [stream.iteration(number, report) for number in range(settings.iterations)]
         unseen = stream.unseen()
+        learned = getattr(stream.policy, "head", None)
+        if head is not None and isinstance(learned, QHead):
+            learned.save(head)
         right = tuple(marks for marks, _ in played)
         return StreamResult(
             right=right,
