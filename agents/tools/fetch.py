@@ -139,6 +139,7 @@ def _hop(url: str, allowed: Collection[str], end: float, max_bytes: int, resolve
         parts = urlsplit(url)
         host, port = (parts.hostname or "").lower(), parts.port or (443 if parts.scheme == "https" else 80)
         target = httpcore.URL(_ascii(url))
+        named = _host_header(host, port, parts.scheme)
     except ValueError:
         raise FetchError(f"{url!r:.200} is no address. Give one like https://example.org/page.") from None
     if parts.scheme not in ("http", "https") or not host:
@@ -148,7 +149,7 @@ def _hop(url: str, allowed: Collection[str], end: float, max_bytes: int, resolve
     if port not in PORTS and host not in allowed:
         raise FetchError(f"port {port} of {host!r:.100} is not fetched. Use the site's usual address.")
     backend = _Pinned(frozenset(allowed), end, resolver)
-    headers = [("Host", _host_header(host, port, parts.scheme)), ("User-Agent", "memweave"), ("Accept-Encoding", "gzip"),
+    headers = [("Host", named), ("User-Agent", "memweave"), ("Accept-Encoding", "gzip"),
                ("Accept", "text/markdown, text/html, application/pdf;q=0.9, */*;q=0.5")]  # fmt: skip
     timeouts = {kind: max(end - time.monotonic(), 0.001) for kind in ("connect", "read", "write", "pool")}
     try:

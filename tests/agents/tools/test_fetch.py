@@ -142,9 +142,12 @@ def test_no_spelling_of_this_machine_is_fetched(host: str) -> None:
     assert "private network" in answer
 
 
-def test_every_hop_is_checked(base: str, server: ThreadingHTTPServer) -> None:
+def test_every_hop_is_checked(base: str, server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.hits.clear()  # type: ignore[attr-defined]
     tool = fetch_page(allow_hosts=HERE, resolver=lambda host, port: ["127.0.0.1"])
-    assert "is not fetched" in tool.invoke({"url": base + "/inside"})  # the port, then the address
+    assert "port" in tool.invoke({"url": base + "/inside"})
+    monkeypatch.setattr("memweave.agents.tools.fetch.PORTS", frozenset({server.server_address[1]}))
+    assert "'other.test' belongs to a private network" in tool.invoke({"url": base + "/inside"})
     assert "only http" in tool.invoke({"url": base + "/file"})
     assert "more than 5 redirects" in tool.invoke({"url": base + "/loop"})
     assert "/page" not in server.hits  # type: ignore[attr-defined]
@@ -194,3 +197,11 @@ def test_a_slow_server_is_given_up(base: str, path: str) -> None:
 def test_limits_are_positive() -> None:
     with pytest.raises(SettingsError):
         fetch_page(timeout=0)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://" + "a" * 70 + ".example/", "http://\u0301.example/", "http://[::1/", "http://a..b/"]
+)
+def test_a_host_that_cannot_be_is_a_message(url: str) -> None:
+    answer = fetch_page(resolver=lambda host, port: ["127.0.0.1"]).invoke({"url": url})
+    assert answer.startswith("Error: ")
