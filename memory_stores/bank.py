@@ -10,10 +10,7 @@ from types import TracebackType
 from typing import Self
 from uuid import UUID
 
-import numpy as np
-from numpy.typing import NDArray
-
-from memweave.errors import EmbeddingMismatchError, UnknownMemoryError, UsageError
+from memweave.errors import EmbeddingMismatchError, UsageError
 from memweave.memory_stores.branch import Branch
 from memweave.memory_stores.core import Core
 from memweave.memory_stores.engine import AsyncSearch, IndexQuery, conditions
@@ -30,7 +27,6 @@ from memweave.records import (
     MemoryOp,
     OpStatus,
     PurgeReceipt,
-    ReplayRow,
     Scope,
     StoredTurn,
     TurnStatus,
@@ -101,52 +97,6 @@ class MemoryBank(MemoryStore):
         if len(found) < len(hits):  # replaced in between: look again, as `search` does
             return await self._in_thread(self.search, query, scope=scope, limit=limit, where=where)
         return found
-
-    def nearest(self, vector: Vector, *, scope: Scope, limit: int) -> list[MemoryHit]:
-        """Return the current memories nearest to a vector (d,) of length 1, nearest first; the score is the cosine."""
-        projector = self._core.projector
-        projector.catch_up()
-        question = IndexQuery(self._partition(scope), dense=vector, sparse=None, limit=limit)
-        for _ in range(3):  # as in `search`
-            hits = projector.search(question)
-            found = projector.resolve(question.partition, scope, hits)
-            if len(found) == len(hits):
-                break
-            projector.catch_up()
-        return found
-
-    def vectors(self, ids: Sequence[UUID], *, scope: Scope) -> NDArray[np.float32]:
-        """Return (n, d) the vectors of current memories, as they are stored. Raises `UnknownMemoryError`."""
-        found = self._core.ledger.vectors(self._partition(scope), ids)
-        if missing := [each for each in ids if each not in found]:
-            raise UnknownMemoryError(f"there is no memory {missing[0]} of {scope}, or it was deleted meanwhile.")
-        rows = [found[each] for each in ids]
-        return np.stack(rows) if rows else np.zeros((0, self.embedder.dimension), dtype=np.float32)
-
-    def query_vector(self, text: str) -> Vector:
-        """Return the vector (d,) of a text, of length 1; remembered for the last few hundred."""
-        vector = self._core.query_vector(text, lambda asked: self._embed([asked])[asked])
-        assert vector is not None
-        return vector
-
-    def collection(self, name: str) -> MemoryBank:
-        """Return the bank of another collection in the same data folder; it is closed with this one."""
-        return MemoryBank(self._core, lambda: None, collection=name)
-
-    def head(self) -> int:
-        """Return the number of the ledger's last operation; it grows with each one, of any scope."""
-        return self._core.ledger.head()
-
-    def add_replay(self, rows: Sequence[ReplayRow], *, scope: Scope) -> None:
-        """Append rows of experience to the collection (see `CaseBank`)."""
-        partition = self._partition(scope)
-        with self._write(scope) as tx:
-            tx.add_replay(partition, [row.model_dump_json(exclude_defaults=True) for row in rows])
-
-    def replay(self, *, scope: Scope, limit: int | None = None) -> list[ReplayRow]:
-        """Return the last `limit` rows of experience of the collection, or all, oldest first."""
-        check_limit(limit)
-        return [ReplayRow.model_validate_json(row) for row in self._core.ledger.replay(self._partition(scope), limit)]
 
     def memories(
         self, *, scope: Scope, where: IndexFilter | None = None, as_of: datetime | None = None, limit: int | None = None

@@ -21,10 +21,10 @@ from memweave.memory_stores.bank import MemoryBank
 from memweave.memory_stores.case_lines import ImportedCase, case_line, read_case_lines
 from memweave.memory_stores.case_retrieval import Candidates, CaseQuery, Matrix, NeuralQTopK, RetrievalPolicy, Vector
 from memweave.memory_stores.case_rows import case_of, memory_text, metadata_of
+from memweave.memory_stores.case_store import CaseStore
 from memweave.memory_stores.opening import open_bank
 from memweave.records import Case, MemoryHit, MemoryOp, NewCase, OpKind, ProposedOp, Record, ReplayRow, Scope
 
-COLLECTION: Final = "cases"
 ACTOR: Final = "memento"
 
 
@@ -70,7 +70,7 @@ class CaseBank:
     def __init__(self, bank: MemoryBank, settings: CaseSettings | None = None) -> None:
         self.settings = settings or CaseSettings()
         self._bank = bank
-        self._memories = bank.collection(COLLECTION)
+        self._memories = CaseStore(bank)
         self._writing = threading.Lock()
         self._tables: dict[Scope, _Table] = {}
 

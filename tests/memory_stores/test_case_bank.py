@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from memweave.errors import EmbeddingMismatchError, InputError, UnknownMemoryError
+from memweave.errors import EmbeddingMismatchError, InputError, UnknownMemoryError, UsageError
 from memweave.memory_stores import CaseBank, CaseSettings, open_bank, open_cases, retrieval_policy
 from memweave.memory_stores.case_head import QHead
 from memweave.memory_stores.case_retrieval import CosineTopK, NeuralQTopK, RandomK
@@ -192,6 +192,14 @@ def test_experience_is_kept_in_order_and_erased_with_its_user(home: Path, bank: 
     with open_bank(home) as memories:
         memories.purge(scope=scope)
     assert bank.replay(scope=scope) == bank.cases(scope=scope) == []
+
+
+def test_a_closed_bank_says_so(tmp_path: Path, scope: Scope) -> None:
+    bank = open_cases(tmp_path, embedding="hashing")
+    bank.close()
+    for call in (lambda: bank.cases(scope=scope), lambda: bank.write(case(), scope=scope)):
+        with pytest.raises(UsageError, match="is closed"):
+            call()
 
 
 def test_cases_survive_closing(tmp_path: Path, scope: Scope) -> None:
