@@ -66,7 +66,7 @@ def test_every_command_exists(readme: str, capsys: pytest.CaptureFixture[str]) -
     assert lines
     for line in sorted(lines):
         words = shlex.split(line, comments=True)[1:]
-        command = words[:2] if words[0] in {"memory", "eval", "traces"} else words[:1]
+        command = words[:2] if words[0] in {"memory", "cases", "eval", "traces"} else words[:1]
         assert run([*command, "--help"]) == 0
         usage = capsys.readouterr().out
         for option in (word for word in words if word.startswith("--")):
