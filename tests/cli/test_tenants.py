@@ -10,8 +10,8 @@ import pytest
 import typer
 
 from memweave.cli.app import app
-from memweave.memory_stores import open_bank
-from memweave.records import MemoryOp, OpKind, ProposedOp, Scope, Turn
+from memweave.memory_stores import CaseBank, open_bank
+from memweave.records import MemoryOp, NewCase, OpKind, ProposedOp, Scope, Turn
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Cli
@@ -33,6 +33,9 @@ PROBES = {
     "memory export": ["memory", "export"],
     "memory import": ["memory", "import", "exported.jsonl"],
     "memory purge": ["memory", "purge", "--yes"],
+    "cases list": ["cases", "list"],
+    "cases export": ["cases", "export"],
+    "cases import": ["cases", "import", "pool.jsonl"],
 }
 SCOPELESS = {
     "demo": "writes to a folder and user of its own",
@@ -40,7 +43,7 @@ SCOPELESS = {
     "eval retrieval": "works in a folder of its own",
     "eval qa": "works in a folder of its own",
     **dict.fromkeys(
-        ("eval world dialog", "eval world memhop", "eval world babyai"),
+        ("eval world dialog", "eval world memhop", "eval world planworld", "eval world babyai"),
         "works on a world of its own, in a folder that is gone afterwards",
     ),
     "pretrain": "makes a policy and knows no memories",
@@ -87,14 +90,18 @@ def op(cli: Cli, tmp_path: Path) -> MemoryOp:
         bank.accept([Turn(source_id="m1", speaker="Anna", text=f"My {SECRET} is new")], scope=VICTIM)
         own = ProposedOp(kind=OpKind.ADD, text="Carl has a boat", reason="new", actor="rule")
         bank.apply([own], scope=Scope(user="carl"))
+        case = NewCase(task=f"tune the {SECRET}", plan=SECRET, reward=1.0)
+        CaseBank(bank).write(case, scope=VICTIM)
+        (tmp_path / "pool.jsonl").write_text(json.dumps({"question": "Who?", "plan": "ask", "reward": 1}))
         (tmp_path / "exported.jsonl").write_text("\n".join(bank.export(scope=Scope(user="carl"))))
     return done
 
 
-def state(home: Path) -> tuple[list[str], int, int]:
+def state(home: Path) -> tuple[list[str], int, int, int]:
     with open_bank(home) as bank:
         texts = [memory.text for memory in bank.memories(scope=VICTIM)]
-        return texts, len(bank.log(scope=VICTIM)), len(bank.turns(scope=VICTIM))
+        cases = CaseBank(bank).count(scope=VICTIM)
+        return texts, len(bank.log(scope=VICTIM)), len(bank.turns(scope=VICTIM)), cases
 
 
 @pytest.mark.parametrize("other", OTHERS, ids=str)

@@ -86,7 +86,8 @@ def test_json_has_null_where_there_is_no_number(capsys: pytest.CaptureFixture[st
     [
         (
             (),
-            "name a recipe: agemem, agemem-answer-only, agemem-rag, memory-r1-answerer, memory-r1-manager, token-class, two-node. "
+            "name a recipe: agemem, agemem-answer-only, agemem-rag, memento-q, memento-q-offline, memory-r1-answerer, memory-r1-manager, "
+            "token-class, two-node. "
             "See: memweave train --list",
         ),
         (("two-nod",), "there is no recipe 'two-nod'. Did you mean two-node?"),

@@ -259,8 +259,12 @@ def test_recipes_are_found_by_name() -> None:
         find_recipe("two-nod")
     with pytest.raises(SettingsError, match="Did you mean memory-r1-manager"):
         find_recipe("memory-r1-manger")
-    with pytest.raises(SettingsError, match="There are: agemem, agemem-answer-only, agemem-rag, memory-r1-answerer, "):
+    with pytest.raises(
+        SettingsError, match="There are: agemem, agemem-answer-only, agemem-rag, memento-q, memento-q-offline, "
+    ):
         find_recipe("poetry")
+    with pytest.raises(SettingsError, match="memento-q runs on its own"):
+        find_recipe("memento-q")
 
 
 def test_each_recipe_has_a_base_of_its_own(tmp_path: Path) -> None:

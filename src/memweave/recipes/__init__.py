@@ -49,6 +49,8 @@ def find_recipe(name: str) -> Recipe:
     recipes_ = recipes()
     if name in recipes_:
         return recipes_[name]
+    if name in own_recipes():
+        raise SettingsError(f"{name} runs on its own: own_recipes()[{name!r}].run(...), or memweave train {name}")
     known = [*recipes_, *own_recipes()]
     near = get_close_matches(name, known, n=1)
     hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(sorted(known))}"
