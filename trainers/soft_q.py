@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-PRIOR_Q = 0.5
-"""Q of a case never used (section 2.5)."""
+from memweave.memory_stores.case_retrieval import PRIOR_Q
 
 
 def mu(q: Tensor, alpha: float) -> Tensor:

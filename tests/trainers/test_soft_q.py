@@ -7,10 +7,9 @@ import math
 import pytest
 import torch
 
-from memweave.memory_stores.case_retrieval import Kernel, Uses
+from memweave.memory_stores.case_retrieval import PRIOR_Q, Kernel, Uses
 from memweave.trainers.mu_grpo import advantages, mu_grpo_loss, ordered_log_probability
 from memweave.trainers.soft_q import (
-    PRIOR_Q,
     follow,
     kernel_gradient,
     mu,
