@@ -79,3 +79,4 @@ def test_a_stream_is_played_and_its_q_function_kept(cli: Cli, tmp_path: Path) ->
     missing = cli("train", "memento-q", *short[2:], "--base", "nowhere", "--out", "other")
     assert missing.code == 2
     assert "no planner is called 'nowhere'" in missing.err
+    assert not (tmp_path / "other").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -172,7 +173,12 @@ def _run_own(recipe: OwnRecipe, arm: str, seed: int, out: Path | None, given: di
     folder.mkdir(parents=True, exist_ok=True)
     options = {name.replace("-", "_"): value for name, value in given.items()}
     say = (lambda line: None) if as_json else render.note
-    result = recipe.run(OwnRun(out=folder, arm=arm, seed=seed, say=say, **options))
+    try:
+        result = recipe.run(OwnRun(out=folder, arm=arm, seed=seed, say=say, **options))
+    except BaseException:
+        with suppress(OSError):  # a run that made nothing leaves nothing
+            folder.rmdir()
+        raise
     if as_json:
         render.emit({"recipe": recipe.name, "arm": arm, "seed": seed, **result.payload()})
     else:
