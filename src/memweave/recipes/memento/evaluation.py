@@ -120,7 +120,8 @@ def planner(name: str, base: Path, temperature: float, api_key: SecretStr | None
     if not folder.is_dir():
         if name == BASE:
             raise InputError(
-                f"the planner {base} does not exist. Make it: memweave pretrain --world planworld --out FOLDER, and give it with --base FOLDER; or take the planner script"
+                f"the planner {base} does not exist. Make it: memweave pretrain --world planworld --out FOLDER, "
+                "and give it with --base FOLDER; or take the planner script"
             )
         raise SettingsError(
             f"no planner is called {name!r}. There are: {BASE}, {SCRIPT}, the folder of a policy, and models: local:FOLDER, "
