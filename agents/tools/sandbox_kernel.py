@@ -147,9 +147,13 @@ _FIRST_ARGUMENTS: Final = (
     ((302, 261), 0, errno.EPERM),  # prlimit64: 0 is oneself; process 1 is of the same user
 )
 _CLONE3: Final = 435
+_SETSOCKOPT: Final = (54, 208)
+_SOL_SOCKET: Final = 1
+_BUFFERS: Final = (7, 8, 32, 33)
+"""Options of a socket that make its buffers larger: memory of the kernel's, which no limit of a process counts."""
 
 _LOAD, _EQUAL, _GREATER, _ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT, _THIRD_ARGUMENT = 0, 4, 16, 24, 32
 _ALLOW, _FAIL, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 
 _SYS: Final = {"pivot_root": (155, 41), "capset": (126, 91), "mount_setattr": (442, 442)}
@@ -290,5 +294,12 @@ def _filter(machine: str) -> list[bytes]:
         add(_EQUAL, allowed, 1, 0)
         add(_RETURN, _FAIL | answer)
         add(_LOAD, _NUMBER)
+    add(_EQUAL, _SETSOCKOPT[place], 0, 4 + 2 * len(_BUFFERS))
+    add(_LOAD, _SECOND_ARGUMENT)
+    add(_EQUAL, _SOL_SOCKET, 0, 1 + 2 * len(_BUFFERS))
+    add(_LOAD, _THIRD_ARGUMENT)
+    for option in _BUFFERS:
+        refuse(_EQUAL, option, _FAIL | errno.EPERM)
+    add(_LOAD, _NUMBER)
     add(_RETURN, _ALLOW)
     return code

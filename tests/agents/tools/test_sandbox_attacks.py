@@ -329,6 +329,23 @@ print("pid", os.getpid(), "of", os.getppid())
 
 
 @pytest.mark.skipif(platform.machine() not in sandbox_kernel.ARCHITECTURES, reason="no table of system calls")
+def test_buffers_of_sockets_cannot_grow_beyond_the_default() -> None:
+    """They are memory of the kernel's, which no limit of a process counts."""
+    program = """
+import socket
+one, other = socket.socketpair()
+for option in (socket.SO_SNDBUF, socket.SO_RCVBUF, 32, 33):
+    try: one.setsockopt(socket.SOL_SOCKET, option, 4 << 20); print("grew by", option)
+    except PermissionError: pass
+one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+one.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+one.sendall(b"still works")
+print(other.recv(20).decode())
+"""
+    assert ran(program) == "exit status 0\noutput:\nstill works"
+
+
+@pytest.mark.skipif(platform.machine() not in sandbox_kernel.ARCHITECTURES, reason="no table of system calls")
 def test_system_calls_that_are_refused() -> None:
     place = 0 if platform.machine() == "x86_64" else 1
     refused = {name: numbers[place] for name, numbers in sandbox_kernel.REFUSED.items() if numbers[place] is not None}
