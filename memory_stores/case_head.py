@@ -102,7 +102,8 @@ def load_q_head(file: Path) -> QHead:
     try:
         with safe_open(file, framework="numpy") as opened:
             about: Mapping[str, str] = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+            names = list(opened.keys())
+            tensors = {name: opened.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file} cannot be read as a Q-function: {error}") from error
     if about.get("memweave") != "q-head" or set(tensors) != set(_SHAPES):

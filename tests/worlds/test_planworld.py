@@ -22,7 +22,6 @@ from memweave.worlds.planworld import (
     PlanWorld,
     PlanWorldSettings,
     StepError,
-    aligned,
     carried_out,
     directory,
     plan_of,
@@ -76,7 +75,7 @@ def test_the_rules_of_a_family_need_different_plans_and_plain_ones_mean_the_same
 
 @pytest.mark.parametrize(("alignment", "cues"), [(1.0, 10), (0.7, 7), (0.4, 4), (0.1, 1), (0.0, 0)])
 def test_the_share_of_words_of_the_rule_is_the_alignment(alignment: float, cues: int) -> None:
-    world = PlanWorld(aligned(PlanWorldSettings(), alignment))
+    world = PlanWorld(PlanWorldSettings(alignment=alignment))
     families = {family.name: family for family in world.families("test", 0)}
     for task in world.tasks("test", 50):
         family = families[task.family]

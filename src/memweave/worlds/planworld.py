@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from typing import Final, Literal
@@ -330,8 +330,3 @@ def _asked(rng: random.Random, skeleton: int) -> tuple[str, int]:
 def _check_split(split: str) -> None:
     if split not in ("train", "val", "test", "ood"):
         raise InputError(f"there is no split {split!r}. There are: train, val, test, ood")
-
-
-def aligned(settings: PlanWorldSettings, alignment: float) -> PlanWorldSettings:
-    """Return the settings with another alignment (the sweep over lambda)."""
-    return replace(settings, alignment=alignment)

@@ -370,8 +370,8 @@ def test_no_privileges() -> None:
 import ctypes, os
 libc = ctypes.CDLL(None)
 print(os.getresuid(), os.getresgid(), libc.prctl(39, 0, 0, 0, 0), [c for c in range(64) if libc.prctl(23, c, 0, 0, 0) == 1])
-for work in (lambda: os.setuid(0), lambda: os.setgid(0), lambda: os.setgroups([0]), lambda: os.chroot("/work"), lambda: os.nice(-1),
-             lambda: os.chown("/work", 0, 0), lambda: os.mknod("/work/mem", 0o20600, os.makedev(1, 1))):
+for work in (lambda: os.setuid(0), lambda: os.setgid(0), lambda: os.setgroups([0]), lambda: os.chroot("."), lambda: os.nice(-1),
+             lambda: os.chown(".", 0, 0), lambda: os.mknod("mem", 0o20600, os.makedev(1, 1))):
     try: work(); print("worked")
     except PermissionError: pass
 import resource
