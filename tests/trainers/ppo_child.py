@@ -51,6 +51,7 @@ def main(base: Path, out: Path, episodes: int) -> None:
     )
     trainer.train()
     trainer.save_policy(out / "policy")
+    trainer.accelerator.end_training()  # or the threads of the process group may abort a process that leaves early
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def main(base: Path, out: Path, episodes: int, fail: bool) -> None:
     if not trainer.accelerator.is_main_process:
         assert server.publications == 0, "only the main process publishes"
         assert trainer.save_policy(out / "other") == ""
+    trainer.accelerator.end_training()  # or the threads of the process group may abort a process that leaves early
 
 
 if __name__ == "__main__":
