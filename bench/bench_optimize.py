@@ -1,6 +1,6 @@
 """What Qdrant Edge's `optimize()` gives and costs: searches before, during and after it, at 20,000 memories.
 
-`optimize()` merges segments and builds HNSW graphs. memweave does not call it: see docs/results.md.
+`optimize()` merges segments and builds HNSW graphs. memweave does not call it by itself: see docs/results.md.
 """
 
 from __future__ import annotations

@@ -212,6 +212,15 @@ class MemoryBank(MemoryStore):
         """Async twin of `rebuild`."""
         await self._in_thread(self.rebuild)
 
+    def optimize(self) -> bool:
+        """Build the search graphs of an embedded index and return whether there was anything to do; a server does it by itself.
+
+        Worth it for tens of thousands of memories of one user: without, a search compares with all of them. What is written later is
+        compared one by one until the next call. The engine lets no other Python thread run meanwhile (40 s at 100,000 memories), which is
+        why nothing calls it but you and `memweave memory rebuild`, and why it has no async twin.
+        """
+        return self._core.projector.optimize()
+
     def close(self) -> None:
         """Release the bank; the data folder is closed with its last bank in this process."""
         if self._release is not None:

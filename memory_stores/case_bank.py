@@ -354,6 +354,10 @@ class CaseBank:
 
     # its end
 
+    def optimize(self) -> bool:
+        """Build the search graphs of an embedded index, as `MemoryBank.optimize`: worth it after a large import."""
+        return self._bank.optimize()
+
     def close(self) -> None:
         """Release the memory bank below; the data folder is closed with its last bank in this process."""
         self._bank.close()

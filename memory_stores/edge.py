@@ -139,8 +139,11 @@ class EdgeEngine:
         self._update(qe.UpdateOperation.upsert_points([qe.Point(_MARKER_ID, {}, dict(marker._asdict()))]))
 
     def optimize(self) -> bool:
-        """Merge segments and build HNSW graphs; blocks for seconds on large indexes. Returns whether it did anything."""
-        return self._shard.optimize()
+        """Merge segments and build HNSW graphs; no other Python thread runs meanwhile. Returns whether it did anything."""
+        self._blank = False
+        with self._errors("optimizing"):
+            self._check_room()
+            return self._shard.optimize()
 
     def clear(self) -> None:
         """Remove everything, files included: nothing that was deleted stays readable on disk."""

@@ -196,6 +196,14 @@ class AsyncSearch(Protocol):
         """Return the best `query.limit` points of the partition, best first."""
 
 
+@runtime_checkable
+class Optimizing(Protocol):
+    """An engine that builds its search graphs when it is told to; a server does that by itself."""
+
+    def optimize(self) -> bool:
+        """Build them; return whether there was anything to do."""
+
+
 def rrf_share(rank: int, k: int, weight: float) -> float:
     """Return what a ranking adds to a point's fused score.
 

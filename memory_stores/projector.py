@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 from uuid import UUID
 
 from memweave.errors import DataFolderError, OperationError
-from memweave.memory_stores.engine import IndexHit, IndexQuery, Marker, VectorEngine
+from memweave.memory_stores.engine import IndexHit, IndexQuery, Marker, Optimizing, VectorEngine
 from memweave.memory_stores.ledger import Change, Effect, Ledger
 from memweave.memory_stores.probes import reached
 from memweave.memory_stores.rows import point_of
@@ -71,6 +71,12 @@ class Projector:
         """Write the index anew from the ledger."""
         with self._lock, self._ledger.database.projecting() if self._shared else nullcontext():
             self._fill()
+
+    def optimize(self) -> bool:
+        """Let the engine build its search graphs; return whether there was anything to do."""
+        self.catch_up()
+        with self._lock:
+            return isinstance(self.engine, Optimizing) and self.engine.optimize()
 
     def _opened(self) -> Marker:
         """Return the index's marker, after filling an index that is new or does not fit."""

@@ -211,6 +211,27 @@ def test_cases_survive_closing(tmp_path: Path, scope: Scope) -> None:
         assert np.array_equal(bank.vectors([written.id], scope=scope), vector)
 
 
+def test_search_graphs_find_what_comparing_with_all_found(tmp_path: Path, scope: Scope) -> None:
+    lines = [json.dumps({"question": f"errand {n} for {n % 97}", "plan": PLAN, "reward": 1}) for n in range(2_600)]
+    asked = [f"errand {n} for {n % 97}" for n in range(0, 2_600, 100)]
+
+    def found(bank: CaseBank) -> list[str]:
+        return [bank.retrieve(t, scope=scope, k=1, policy=CosineTopK())[0].case.task for t in asked]
+
+    with open_cases(tmp_path, embedding="hashing:1024") as bank:
+        bank.import_(lines, scope=scope)
+        assert found(bank) == asked
+        assert bank.optimize()
+        assert found(bank) == asked
+        late = kept(bank, case("walk the llama"), scope)
+    with open_cases(tmp_path) as bank:
+        assert found(bank) == asked
+        assert bank.retrieve("walk the llama", scope=scope, k=1, policy=CosineTopK())[0].case.id == late.id
+        gone = bank.retrieve(asked[3], scope=scope, k=1, policy=CosineTopK())[0].case.id
+        bank.remove(gone, scope=scope, reason="a mistake")
+        assert bank.retrieve(asked[3], scope=scope, k=1, policy=CosineTopK())[0].case.id != gone
+
+
 def test_a_ledger_of_before_there_were_cases_gets_their_table(tmp_path: Path, scope: Scope) -> None:
     import sqlite3
 

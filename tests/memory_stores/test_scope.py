@@ -131,8 +131,8 @@ PROBES: dict[str, Probe] = {
     "import_": lambda m, ids, s: m(MINE, scope=s),
     "branch": lambda m, ids, s: branched(m(scope=s), ids, s),
 }
-NOT_ABOUT_ANYBODY = {"close", "aclose", "rebuild", "arebuild"}
-"""Methods that take no scope and return nothing."""
+NOT_ABOUT_ANYBODY = {"close", "aclose", "rebuild", "arebuild", "optimize"}
+"""Methods that take no scope and tell nothing about anybody."""
 MINE: list[str] = []
 """An export of somebody's own, for `import_`."""
 

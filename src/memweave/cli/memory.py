@@ -184,7 +184,7 @@ def rebuild(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make the index again from the ledger; with --embedding, embed everything again with that model."""
+    """Make the index again from the ledger, with its search graphs; with --embedding, embed everything again with that model."""
     from memweave.config import Settings
     from memweave.memory_stores import reembed
     from memweave.memory_stores.configured import open_bank_from
@@ -199,6 +199,7 @@ def rebuild(
         settings = Settings.load(home=home, embedding=embedding)
     with open_bank_from(settings) as bank:
         bank.rebuild()
+        bank.optimize()
         done = {
             "home": str(settings.home),
             "embedding": bank.embedder.model_id,
