@@ -1,7 +1,6 @@
 """Retrieval among 100,000 cases of one user, records returned: by cosine, pre-filter and Q, and Q over all, in one run after `optimize()`.
 
 Cosine also before it.
-by cosine before it.
 
 Vectors are made up and looked up, so the embedding is excluded; each query asks for a task that the bank has not seen.
 """
