@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Final, Generic, Protocol, TypeVar, cast
 
 from langchain_core.runnables import RunnableConfig
 
@@ -19,32 +19,48 @@ from memweave.agents.llm import bounded
 from memweave.agents.roles import Attempt, Judge, JudgeRequest
 from memweave.errors import ModelReplyError, RewardError, SettingsError, UnavailableError
 from memweave.graphs.memento_context import prompt_of
-from memweave.graphs.memento_state import MementoState, QueryRecord, Verdict
+from memweave.graphs.memento_state import About, MementoState, QueryRecord, Verdict
 from memweave.metrics import exact_match
 
-Evaluate = Callable[[QueryRecord], float | None] | Callable[[QueryRecord], Awaitable[float | None]]
+
+class Answered(Protocol):
+    """What can be judged: a query that was answered, and what the caller said of it."""
+
+    @property
+    def query(self) -> str: ...
+
+    @property
+    def answer(self) -> str | None: ...
+
+    @property
+    def about(self) -> About: ...
+
+
+AnsweredT = TypeVar("AnsweredT", bound=Answered)
+EvaluateOf = Callable[[AnsweredT], float | None] | Callable[[AnsweredT], Awaitable[float | None]]
 """Returns the reward of a finished query, in [0, 1], or `None` when it cannot tell."""
+Evaluate = EvaluateOf[QueryRecord]
 
 JUDGE_ATTEMPTS: Final = 2
 
 
 @dataclass(frozen=True)
-class Evaluating:
+class Evaluating(Generic[AnsweredT]):
     """Who says what an answer is worth: the function, else (with a right answer to compare with) the judge, else exact match."""
 
-    function: Evaluate | None
+    function: EvaluateOf[AnsweredT] | None
     judge: Judge | None
     timeout: float
     """Seconds for the function."""
 
-    def verdict(self, record: QueryRecord, config: RunnableConfig) -> Verdict:
+    def verdict(self, record: AnsweredT, config: RunnableConfig) -> Verdict:
         """Return the verdict. Raises `UnavailableError` when the judge is away, `RewardError` for what is no reward."""
         if self.function is not None:
             if inspect.iscoroutinefunction(self.function):
                 raise SettingsError(
                     "evaluate is a coroutine function: run the graph with ainvoke, or give it a plain one"
                 )
-            function = cast("Callable[[QueryRecord], float | None]", self.function)
+            function = cast("Callable[[AnsweredT], float | None]", self.function)
             try:
                 return _own(bounded(lambda: function(record), self.timeout))
             except TimeoutError as error:
@@ -62,7 +78,7 @@ class Evaluating:
                 request = _again(request, reply, error)
         return _undecided(request)
 
-    async def averdict(self, record: QueryRecord, config: RunnableConfig) -> Verdict:
+    async def averdict(self, record: AnsweredT, config: RunnableConfig) -> Verdict:
         """Return the verdict, as `verdict` does."""
         if self.function is not None:
             if not inspect.iscoroutinefunction(self.function):
@@ -97,7 +113,7 @@ def _own(value: object) -> Verdict:
     raise RewardError(f"evaluate returned {value!r:.80}: give a number from 0 to 1, or None when nobody can tell")
 
 
-def _settled(record: QueryRecord, judge: Judge | None) -> Verdict | None:
+def _settled(record: Answered, judge: Judge | None) -> Verdict | None:
     """Return the verdict where no judge has to be asked."""
     golds = record.about.ground_truth
     if not golds:
@@ -109,7 +125,7 @@ def _settled(record: QueryRecord, judge: Judge | None) -> Verdict | None:
     return None
 
 
-def _request(record: QueryRecord) -> JudgeRequest:
+def _request(record: Answered) -> JudgeRequest:
     golds = record.about.ground_truth
     reference = golds[0] if len(golds) == 1 else f"any one of these: {'; '.join(golds)}"
     return JudgeRequest(
@@ -137,7 +153,7 @@ def _undecided(request: JudgeRequest) -> Verdict:
 class Ending:
     """The node after the answer: puts the record of the task together, and says what the answer is worth."""
 
-    evaluating: Evaluating
+    evaluating: Evaluating[QueryRecord]
 
     def evaluate(self, state: MementoState, config: RunnableConfig) -> MementoState:
         """Find out what the answer is worth. Raises `UnavailableError` when the judge is away."""
