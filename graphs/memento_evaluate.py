@@ -27,13 +27,16 @@ class Answered(Protocol):
     """What can be judged: a query that was answered, and what the caller said of it."""
 
     @property
-    def query(self) -> str: ...
+    def query(self) -> str:
+        """Return what was asked."""
 
     @property
-    def answer(self) -> str | None: ...
+    def answer(self) -> str | None:
+        """Return the answer, if there is one."""
 
     @property
-    def about(self) -> About: ...
+    def about(self) -> About:
+        """Return what the caller said of the query: right answers, for one."""
 
 
 AnsweredT = TypeVar("AnsweredT", bound=Answered)
