@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from memweave.recipes.pretraining import Packed
     from memweave.serving.policy_folder import PolicyFolder
 
+Spans = Sequence[tuple[int, int]]
+"""Parts of a text, from one character to before another."""
 Said = tuple[str, str]
 """Role and text of a message, as a chat template takes them."""
 
@@ -27,39 +29,52 @@ class Reply:
     reply: str
 
 
-def token_row(folder: PolicyFolder, row: Sequence[Reply], ignored: int) -> tuple[list[int], list[int]]:
-    """Return ids and labels (those of the next token) of a row; only replies and their end tokens are learned."""
+def token_row(
+    folder: PolicyFolder, row: Sequence[Reply], ignored: int, *, also: Callable[[str], Spans] | None = None
+) -> tuple[list[int], list[int]]:
+    """Return ids and labels (those of the next token) of a row; only replies and their end tokens are learned.
+
+    also: finds what is learned as well in what the policy is told.
+    """
     ids: list[int] = []
     learned: list[bool] = []
     replies = {len(each.said): each.reply for each in row}
     said = [*row[-1].said, ("assistant", row[-1].reply)]
     for place, (role, text) in enumerate(said):
-        head, body = _pieces(folder.path, folder.version, role, text)
+        head, body, starts = _pieces(folder.path, folder.version, role, text)
         ids += [*head, *body]
-        learned += [False] * len(head) + [place in replies] * len(body)
+        spans = [] if also is None or place in replies else also(text)
+        within = [any(first <= start < end for first, end in spans) for start in starts] if spans else [False] * len(body)
+        learned += [False] * len(head) + ([True] * len(body) if place in replies else within)
     labels = [ids[i + 1] if learned[i + 1] else ignored for i in range(len(ids) - 1)] + [ignored]
     return ids, labels
 
 
 @lru_cache(maxsize=65_536)
-def _pieces(path: Path, version: str, role: str, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the ids of a message: its role token, and its text with the end token (the chat template, piece by piece)."""
+def _pieces(
+    path: Path, version: str, role: str, text: str
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Return the ids of a message, its role token and its text with the end token (the chat template, piece by piece).
+
+    Last, where in the text each of the text's tokens begins.
+    """
     from memweave.serving.policy_folder import END, load_tokenizer
 
     tokenizer = load_tokenizer(path, version)
     encode = tokenizer.backend_tokenizer.encode
     head = encode(f"<|{role}|>", add_special_tokens=False).ids
-    return tuple(head), tuple(encode(f"{text}{END}", add_special_tokens=False).ids)
+    body = encode(f"{text}{END}", add_special_tokens=False)
+    return tuple(head), tuple(body.ids), tuple(start for start, _ in body.offsets)
 
 
 def context_tokens(folder: PolicyFolder, said: Sequence[Said]) -> int:
     """Return how many tokens messages take for a policy."""
-    return sum(len(part) for role, text in said for part in _pieces(folder.path, folder.version, role, text))
+    return sum(len(part) for role, text in said for part in _pieces(folder.path, folder.version, role, text)[:2])
 
 
 def prompt_ids(folder: PolicyFolder, said: Sequence[Said]) -> list[int]:
     """Return the ids of messages and of the beginning of a reply."""
-    parts = [part for role, text in said for part in _pieces(folder.path, folder.version, role, text)]
+    parts = [part for role, text in said for part in _pieces(folder.path, folder.version, role, text)[:2]]
     return [token for part in [*parts, _pieces(folder.path, folder.version, "assistant", "")[0]] for token in part]
 
 
