@@ -26,6 +26,8 @@ PromptRole = Literal[
     "planner",
     "executor",
     "executor_text",
+    "graph_memory",
+    "graph_memory_text",
     "episode_answer",
     "episode_memories",
     "episode_relevance",
