@@ -84,11 +84,12 @@ def test_wheel_holds_every_module_prompt_and_data_file(wheel: zipfile.ZipFile, r
         str(path.relative_to(root / "src"))
         for folder in (root / "src/memweave", *(root / "src/memweave" / name for name in LINKED))
         for path in folder.rglob("*")
-        if path.suffix in {".py", ".md", ".jsonl", ".json", ".html", ".typed"} or path.name == "py.typed"
+        if path.suffix in {".py", ".md", ".jsonl", ".json", ".html", ".toml", ".typed"} or path.name == "py.typed"
         if "__pycache__" not in path.parts
     }
     assert "memweave/py.typed" in expected
     assert any(name.startswith("memweave/agents/prompts/") for name in expected)
+    assert "memweave/agents/machines/cognitive.toml" in expected
     assert any(name.startswith("memweave/demo/") and not name.endswith(".py") for name in expected)
     assert expected <= set(wheel.namelist())
 
