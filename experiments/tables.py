@@ -10,6 +10,7 @@ from statistics import fmean
 
 import numpy as np
 from agemem import AGEMEM_TABLES
+from memento import MEMENTO_TABLES
 from memory_r1 import TABLES
 from memory_r1_claims import CLAIM_TABLES
 
@@ -84,6 +85,7 @@ def rewrite(page: Path, results: Path) -> None:
         **TABLES,
         **CLAIM_TABLES,
         **AGEMEM_TABLES,
+        **MEMENTO_TABLES,
     }.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         found = pattern.search(text)
