@@ -108,7 +108,7 @@ class RolloutInput(TypedDict, total=False):
     query: str
     guidance: Guidance | None
     arm: Arm
-    query_id: str | None
+    query_id: Annotated[str | None, EphemeralValue]
     ground_truth: Annotated[str | list[str] | None, EphemeralValue]
     """The right answer, or several of which one is enough; never shown to the policy."""
     family: Annotated[str | None, EphemeralValue]
