@@ -48,6 +48,19 @@ def test_everything_that_says_where_a_call_is_made_changes_the_seed() -> None:
     assert len(set(seeds)) == len(seeds)
 
 
+def test_a_pair_draws_the_same_whatever_its_prompts_say() -> None:
+    one = call_seed(1, where(memweave_pair="q1"), "with advice")
+    assert one == call_seed(1, where(memweave_pair="q1"), [1, 2])
+    others = [
+        call_seed(1, where(memweave_pair="q2"), "with advice"),
+        call_seed(1, where(memweave_pair="q1", langgraph_step=3), "with advice"),
+        call_seed(1, where(memweave_pair="q1", memweave_episode="run/3/task-2/0"), "with advice"),
+        call_seed(2, where(memweave_pair="q1"), "with advice"),
+        call_seed(1, where(), "with advice"),
+    ]
+    assert len({one, *others}) == 6
+
+
 def test_a_seed_never_changes_between_releases() -> None:
     assert call_seed(0, None, "") == 9015630647750004410
     assert call_seed(7, {"memweave_episode": "r/0/g/1", "langgraph_step": 1}, [1, 2, 3]) == 777457147661870793

@@ -27,13 +27,17 @@ def call_seed(seed: int, metadata: Mapping[str, object] | None, prompt: str | Se
     from LangGraph).  prompt: its text or token ids.
 
     Equal calls get equal seeds: a node that wants several samples of one prompt puts a number into the metadata as
-    `memweave_sample`. LangGraph writes a fresh task id into every namespace; it is left out.
+    `memweave_sample`. LangGraph writes a fresh task id into every namespace; it is left out. Under `memweave_pair` the prompt
+    is left out too: two episodes that differ in their prompt draw the same random numbers, step for step, so that their difference is
+    less noise (trainable graph memory, B12).
     """
     given = metadata or {}
     where = [_stable(given.get(key)) for key in _WHERE]
     where.append(checkpoint_place(str(given.get("langgraph_checkpoint_ns") or "")))
     digest = hashlib.blake2b(json.dumps([seed, *where]).encode(), digest_size=8)
-    if isinstance(prompt, str):
+    if (pair := given.get("memweave_pair")) is not None:
+        digest.update(b"\0pair\0" + str(pair).encode("utf-8", "surrogatepass"))
+    elif isinstance(prompt, str):
         digest.update(b"\0text\0" + prompt.encode("utf-8", "surrogatepass"))
     else:
         digest.update(b"\0ids\0" + ",".join(map(str, prompt)).encode())
