@@ -1,0 +1,75 @@
+"""REINFORCE on the weights of a strategy graph: what a strategy gained or cost moves the edges that led to it (section 4.2, algorithm 2).
+
+    L = -E_{m ~ p}[ Delta R log p(m | q) ],     w <- w + alpha Delta R grad log p(m | q),     Delta R = R_with - R_without
+
+The gap is its own baseline. Gradients are in closed form (`Activation.gradient`), so no torch is needed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from memweave.errors import RewardError, SettingsError
+from memweave.graph_records import EdgeDelta, EdgeStep
+from memweave.memory_stores.strategy_activation import Activation
+
+
+@dataclass(frozen=True)
+class Reinforce:
+    """Makes steps from rollouts with and without a strategy. The graph that takes a step keeps the weights in their bounds."""
+
+    learning_rate: float = 0.05
+    """alpha; the paper names none."""
+
+    def __post_init__(self) -> None:
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise SettingsError(f"learning_rate = {self.learning_rate}: give a number above 0")
+
+    def step(
+        self,
+        activation: Activation,
+        chosen: int,
+        reward_with: float,
+        reward_without: float,
+        *,
+        run_id: str | None = None,
+        trace_with: str | None = None,
+        trace_without: str | None = None,
+    ) -> EdgeStep:
+        """Return the step for one query; a gap of 0 changes nothing.
+
+        chosen: the place of the strategy that was tried (`Activation.draw`, `Activation.place`).  reward_with, reward_without: of the
+        rollout with that strategy in the prompt, and of the one without any, or means of several; in [0, 1].
+
+        Raises `RewardError` for a reward that is none, `IndexError` for a place that does not exist.
+        """
+        for name, reward in (("reward_with", reward_with), ("reward_without", reward_without)):
+            if not 0 <= reward <= 1:
+                raise RewardError(f"{name} = {reward} for {activation.query[:60]!r}: a reward is a number from 0 to 1")
+        if not 0 <= chosen < len(activation.strategies):
+            raise IndexError(f"there is no strategy {chosen} among {len(activation.strategies)} activated ones")
+        gradient = activation.gradient(chosen)
+        gap = reward_with - reward_without
+        changes = self.learning_rate * gap * np.concatenate([gradient.query_path, gradient.path_strategy])
+        first, second = activation.edge_names() if gap else ([], [])
+        deltas = tuple(
+            EdgeDelta.model_construct(kind=edge.kind, source=edge.source, target=edge.target, delta=change)
+            for edge, change in zip([*first, *second], changes.tolist() if gap else [], strict=True)
+            if change
+        )
+        return EdgeStep(
+            query=activation.query,
+            query_id=activation.query_id,
+            strategy_id=activation.strategies[chosen].id,
+            probability=max(float(activation.probability[chosen]), 1e-300),
+            reward_with=reward_with,
+            reward_without=reward_without,
+            gradient_norm=gradient.norm,
+            deltas=deltas,
+            run_id=run_id,
+            trace_with=trace_with,
+            trace_without=trace_without,
+        )
