@@ -1,0 +1,1 @@
+"""Graph memory on FSM-QA: the base policies, their teacher, and the recipes on top of them."""
