@@ -17,7 +17,7 @@ from memweave.errors import SettingsError, UsageError
 if TYPE_CHECKING:
     from memweave.recipes.pretraining import Course
 
-WORLDS: Final = ("dialog", "memhop", "planworld")
+WORLDS: Final = ("dialog", "memhop", "planworld", "fsmqa")
 
 
 def pretrain(
@@ -51,9 +51,13 @@ def pretrain(
         typer.Option(
             "--world",
             metavar="NAME",
-            help="Whose base policy: dialog (memory-r1), memhop (agemem) or planworld (memento).",
+            help="Whose base policy: dialog (memory-r1), memhop (agemem), planworld (memento) or fsmqa (graph memory).",
         ),
     ] = "dialog",
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="SIZE", help="With fsmqa: a small or a large policy.  [default: small]"),
+    ] = None,
     device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="Where it trains: cpu, cuda, ...")] = "cpu",
     policy: Annotated[
         Path | None,
@@ -81,8 +85,10 @@ def pretrain(
         raise SettingsError(f"no policy is made for a world {world!r}. There are: {', '.join(WORLDS)}")
     if world != "dialog" and (distill is not None or distractors):
         raise UsageError(f"--distill and --distractors are about DialogWorld; leave them out for {world}")
+    if size is not None and (world != "fsmqa" or size not in ("small", "large")):
+        raise UsageError(f"--size {size} with --world {world}: only fsmqa has sizes, small and large")
     if policy is not None:
-        if out is not None or resume or any(one is not None for one in (clean_steps, habit_steps, distill)):
+        if out is not None or resume or any(one is not None for one in (clean_steps, habit_steps, distill, size)):
             raise UsageError(
                 "--measure only takes --distractors, --seed and --json. Leave out the rest, or leave out --measure"
             )
@@ -98,7 +104,13 @@ def pretrain(
         raise UsageError("name a new folder for the policy: --out FOLDER. To look at one: --measure FOLDER")
     _check_folders(out, _part(out), resume=resume)
     need_training()
-    given: dict[str, Any] = {"clean_steps": clean_steps, "habit_steps": habit_steps, "distill": distill, "seed": seed}
+    given: dict[str, Any] = {
+        "clean_steps": clean_steps,
+        "habit_steps": habit_steps,
+        "distill": distill,
+        "seed": seed,
+        "size": size,
+    }
     course = _course(world, {name: value for name, value in given.items() if value is not None})
     _make(out, course, resume=resume, device=device, as_json=as_json)
 
@@ -113,6 +125,10 @@ def _course(world: str, given: dict[str, Any]) -> Course:
         from memweave.recipes.memento.pretraining import PlanWorldCourse, PlanWorldPretrainSettings
 
         return PlanWorldCourse(PlanWorldPretrainSettings(**given))
+    if world == "fsmqa":
+        from memweave.recipes.graph_memory.pretraining import FSMQACourse, FSMQAPretrainSettings
+
+        return FSMQACourse(FSMQAPretrainSettings.of(**{"size": "small", **given}))
     from memweave.recipes.memory_r1 import pretraining
 
     return pretraining.DialogCourse(pretraining.PretrainSettings(**given))

@@ -14,7 +14,7 @@ from memweave.worlds.fsmqa import FSMQA, NAMES, OTHER_NAMES, FSMQASettings
 
 ADVICE: Final = (0.3, 0.2, 0.15, 0.2, 0.08, 0.07)
 """Shares of lessons with 0, 1, 2, ... pieces of advice."""
-COMPLIANCE: Final = (0.2, 0.7)
+COMPLIANCE: Final = (0.13, 0.63)
 """Least and most probability, drawn for each lesson, that a piece of advice is taken: on average that of `Habits`."""
 LONG: Final = 0.2
 """Share of lessons whose sequential questions take three look-ups."""

@@ -50,7 +50,9 @@ def measure(policy: Path, seed: int, *, episodes: int = 200) -> dict[str, Any]:
     return {"lookups": share["lookups"], "by_kind": share, "asked": len(lookups)}
 
 
-def first_moves(policy: Path, seed: int, advice: tuple[Advice, ...] = (), *, number: int = 200) -> dict[str, dict[str, float]]:
+def first_moves(
+    policy: Path, seed: int, advice: tuple[Advice, ...] = (), *, number: int = 200
+) -> dict[str, dict[str, float]]:
     """Return how often a policy makes which first move, greedy, for questions of each kind, given advice."""
     rng = random.Random(f"fsmqa-moves:{seed}")
     tasks = [FSMQA().draw(rng, f"moves-{i}") for i in range(number)]

@@ -36,7 +36,16 @@ def whole() -> tuple[str, ...]:
     call = json.dumps({"name": "search", "arguments": {"relation": "|", "entity": "|"}}).split("|")
     return (
         *(f"<tool_call>{call[0]}", call[1], f"{call[2]}</tool_call>"),
-        *("<think>", "</think>", "<answer>", "</answer>", "<tool_response>", "</tool_response>", "<advice>", "</advice>"),
+        *(
+            "<think>",
+            "</think>",
+            "<answer>",
+            "</answer>",
+            "<tool_response>",
+            "</tool_response>",
+            "<advice>",
+            "</advice>",
+        ),
         *(f" [{n}]" for n in range(1, 4)),
         *(f" {n}" for n in range(1, 10)),
         *(f"{move}:" for move in Move),

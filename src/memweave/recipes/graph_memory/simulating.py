@@ -74,6 +74,6 @@ def play(episodes: Sequence[Episode], player: Player) -> None:
         waiting = [each for each in waiting if not each.over]
 
 
-def scripted(habits: Habits, rng: random.Random) -> Player:
-    """Return the teacher as a player."""
+def scripted(habits: Habits, rng: random.Random | None) -> Player:
+    """Return the teacher as a player. rng: `None` for one that always makes the most probable move."""
     return lambda asked: [reply(said, habits, rng) for said in asked]

@@ -71,7 +71,7 @@ class Habits:
     """Of `LAST`, when everything was found."""
     missing: Weights = (0.0, 0.6, 0.4)
     """Of `LAST`, when something was not."""
-    compliance: float = 0.45
+    compliance: float = 0.38
     """Probability that a piece of advice is taken, each on its own, in the order in which they stand."""
 
 
@@ -167,17 +167,23 @@ def possible(seen: Seen) -> tuple[Move, ...]:
     return ((Move.EVIDENCE,) if seen.complete else ()) + again + (Move.ASSUME,)
 
 
-def choose(seen: Seen, habits: Habits, rng: random.Random) -> Move:
-    """Return the next move: what is advised, if the teacher complies, else a habit."""
+def shares(seen: Seen, habits: Habits) -> dict[Move, float]:
+    """Return the probability of each move that is possible: what is advised, as far as the player complies, else by habit."""
     moves = possible(seen)
     weights = _weights(seen, habits)
+    left, found = 1.0, dict.fromkeys(moves, 0.0)
     for piece in seen.advice:
-        wanted = advised(piece, moves)
-        if wanted and rng.random() < habits.compliance:
-            moves = wanted
-            break
-    shares = [weights.get(move, 0.0) for move in moves]
-    return rng.choices(moves, shares if sum(shares) else None)[0]
+        if wanted := advised(piece, moves):
+            _share(found, wanted, weights, left * habits.compliance)
+            left *= 1 - habits.compliance
+    _share(found, moves, weights, left)
+    return found
+
+
+def _share(found: dict[Move, float], moves: Sequence[Move], weights: Mapping[Move, float], mass: float) -> None:
+    total = sum(weights.get(move, 0.0) for move in moves)
+    for move in moves:
+        found[move] += mass * (weights.get(move, 0.0) / total if total else 1 / len(moves))
 
 
 def advised(piece: Advice, moves: Sequence[Move]) -> tuple[Move, ...]:
@@ -201,10 +207,12 @@ def act(seen: Seen, move: Move) -> str:
     return _turn([*quotes, f"{move}: {' and '.join(' '.join(slot) for slot in slots)}"], slots)
 
 
-def reply(said: Sequence[Said], habits: Habits, rng: random.Random) -> str:
-    """Return the teacher's turn after the messages `said`, oldest first."""
+def reply(said: Sequence[Said], habits: Habits, rng: random.Random | None) -> str:
+    """Return the teacher's turn after the messages `said`, oldest first. rng: `None` for the most probable move."""
     seen = read(said)
-    return act(seen, choose(seen, habits, rng))
+    found = shares(seen, habits)
+    move = max(found, key=found.__getitem__) if rng is None else rng.choices(list(found), list(found.values()))[0]
+    return act(seen, move)
 
 
 def consistent(said: Sequence[Said], text: str) -> bool:
