@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from uuid import UUID
 
 import numpy as np
 from langchain_core.callbacks import adispatch_custom_event, dispatch_custom_event
@@ -23,7 +24,7 @@ from memweave.errors import UnknownMemoryError
 from memweave.graphs.memento_state import MementoState, QueryRecord
 from memweave.graphs.session import DefaultScope, current_scope, listened_to
 from memweave.memory_stores import CaseBank, RetrievedCase
-from memweave.memory_stores.case_retrieval import CaseLearner, RetrievalPolicy
+from memweave.memory_stores.case_retrieval import CaseLearner, RetrievalPolicy, WatchesBank
 from memweave.records import Case, NewCase, OpKind, OpStatus, ReplayRow, Scope
 from memweave.tracing.attribution import MEMORY_OP_EVENT
 
@@ -135,10 +136,16 @@ class CaseMemory:
         return _written(record, case)
 
 
-def write_case(bank: CaseBank, record: QueryRecord, scope: Scope, learner: CaseLearner | None) -> Case | None:
+def write_case(
+    bank: CaseBank,
+    record: QueryRecord,
+    scope: Scope,
+    learner: CaseLearner | None,
+    credit: Mapping[UUID, float] | None = None,
+) -> Case | None:
     """Write what a finished task teaches: replay rows, its case, and to the learner; `None` when the case is not kept.
 
-    A run that broke off after its case was written, and is gone on with, finds it.
+    A run that broke off after its case was written, and is gone on with, finds it.  credit: see `ReplayRow.credit`, by case.
     """
     if (there := written_before(bank, record, scope)) is not None:
         return there
@@ -146,9 +153,11 @@ def write_case(bank: CaseBank, record: QueryRecord, scope: Scope, learner: CaseL
     for each in record.cases if record.reward is not None else ():
         with suppress(UnknownMemoryError):  # it was removed since it was shown
             shown.append(bank.get(each.id, scope=scope))
-    rows, new = replay_rows(record, shown), new_case(record)
+    rows, new = replay_rows(record, shown, credit), new_case(record)
     bank.add_replay(rows, scope=scope)  # first: with the case, the task is done
     case = bank.write(new, scope=scope) if new else None
+    if case is not None and isinstance(learner, WatchesBank):
+        learner.grew(case.id)
     if rows and learner is not None:
         vectors = bank.vectors([each.id for each in shown], scope=scope)
         learner.observe(rows, bank.embed([record.query])[0], vectors, _rewards(shown))
@@ -188,7 +197,9 @@ def new_case(record: QueryRecord) -> NewCase | None:
     )
 
 
-def replay_rows(record: QueryRecord, shown: Sequence[Case]) -> list[ReplayRow]:
+def replay_rows(
+    record: QueryRecord, shown: Sequence[Case], credit: Mapping[UUID, float] | None = None
+) -> list[ReplayRow]:
     """Return one row for each case that was shown, if the answer was verified: all get the reward of the task (A5, A11)."""
     if record.reward is None:
         return []
@@ -202,6 +213,7 @@ def replay_rows(record: QueryRecord, shown: Sequence[Case]) -> list[ReplayRow]:
             iteration=record.about.iteration,
             run_id=record.run_id,
             probability=drawn[case.id],
+            credit=(credit or {}).get(case.id),
         )
         for case in shown
     ]

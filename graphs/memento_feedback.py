@@ -31,11 +31,13 @@ def record_feedback(
     scope: Scope,
     about: About | None = None,
     learner: CaseLearner | None = None,
+    credit: Mapping[UUID, float] | None = None,
 ) -> Case | None:
     """Write the case of a finished run with the reward that the user gave it, and what that says of the cases it was shown.
 
     run: what the agent returned, its `record` (`agent.get_state(thread).values["record"]`), or the run's trace.
-    reward: in [0, 1].  about: task, family and iteration, which a trace does not know.
+    reward: in [0, 1].  about: task, family and iteration, which a trace does not know.  credit: what cases that it was shown did
+    themselves, where somebody ran it again without them (`ReplayRow.credit`).
 
     Returns `None` when the run made no plan, or the bank does not keep the case. Raises `RewardError` for what is no reward,
     `ConflictError` when the run's case is written already, `InputError` for what is no run of Memento.
@@ -44,7 +46,7 @@ def record_feedback(
     there = record.case_id or (case.id if (case := written_before(cases, record, scope)) else None)
     if there is not None:
         raise ConflictError(f"the case of run {record.run_id} is written already, as {there}")
-    return write_case(cases, record, scope, learner)
+    return write_case(cases, record, scope, learner, credit)
 
 
 async def arecord_feedback(
@@ -55,9 +57,12 @@ async def arecord_feedback(
     scope: Scope,
     about: About | None = None,
     learner: CaseLearner | None = None,
+    credit: Mapping[UUID, float] | None = None,
 ) -> Case | None:
     """Do what `record_feedback` does, without blocking."""
-    return await asyncio.to_thread(record_feedback, cases, run, reward, scope=scope, about=about, learner=learner)
+    return await asyncio.to_thread(
+        record_feedback, cases, run, reward, scope=scope, about=about, learner=learner, credit=credit
+    )
 
 
 def _verified(run: FinishedRun, reward: float, about: About | None) -> QueryRecord:

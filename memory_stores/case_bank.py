@@ -18,8 +18,17 @@ import numpy as np
 
 from memweave.errors import InputError
 from memweave.memory_stores.bank import MemoryBank
+from memweave.memory_stores.case_kernel import Uses, uses_of
 from memweave.memory_stores.case_lines import ImportedCase, case_line, read_case_lines
-from memweave.memory_stores.case_retrieval import Candidates, CaseQuery, Matrix, NeuralQTopK, RetrievalPolicy, Vector
+from memweave.memory_stores.case_retrieval import (
+    Candidates,
+    CaseQuery,
+    ECKernelSoftmax,
+    Matrix,
+    NeuralQTopK,
+    RetrievalPolicy,
+    Vector,
+)
 from memweave.memory_stores.case_rows import case_of, memory_text, metadata_of
 from memweave.memory_stores.case_store import CaseStore
 from memweave.memory_stores.opening import open_bank
@@ -152,15 +161,14 @@ class CaseBank:
 
         task_id, iteration: of the query; it is not shown its own cases (`CaseSettings.allow_self`).  rng: of policies that draw.
 
-        Raises `InputError` for a blank task or a negative `k`, `EmbeddingMismatchError` for a Q-function of another embedding.
+        Raises `InputError` for a blank task or a negative `k`, `EmbeddingMismatchError` for a Q-function or a kernel of another embedding.
         """
         if not task.strip() or k < 0:
             raise InputError(f"cases for the task {task[:60]!r}, k = {k}: give a task in words, and 0 or more")
         if k == 0 or policy.prefilter == 0:
             return []
         query = CaseQuery(task, self._vector(task), task_id)
-        if isinstance(policy, NeuralQTopK) and policy.head is not None:
-            policy.head.check(self.encoder, len(query.vector))
+        _check(policy, self.encoder, len(query.vector))
         if policy.prefilter is None:
             cases, candidates = self._everything(query, scope, iteration)
         else:
@@ -253,6 +261,11 @@ class CaseBank:
         """Return the last `limit` rows of experience, or all, oldest first."""
         return self._memories.replay(scope=scope, limit=limit)
 
+    def uses(self, *, scope: Scope, limit: int | None = None) -> dict[UUID, Uses]:
+        """Return what each case did for which queries, from the last `limit` rows of experience or all: D of `ECKernelSoftmax`."""
+        rows = self.replay(scope=scope, limit=limit)
+        return uses_of(rows, self.embed([row.query for row in rows]))
+
     # moving
 
     def export(self, *, scope: Scope) -> Iterator[str]:
@@ -344,6 +357,10 @@ class CaseBank:
         """Async twin of `replay`."""
         return await self._memories._in_thread(self.replay, scope=scope, limit=limit)
 
+    async def auses(self, *, scope: Scope, limit: int | None = None) -> dict[UUID, Uses]:
+        """Async twin of `uses`."""
+        return await self._memories._in_thread(self.uses, scope=scope, limit=limit)
+
     async def aexport(self, *, scope: Scope) -> list[str]:
         """Async twin of `export`; returns all lines."""
         return await self._memories._in_thread(lambda: list(self.export(scope=scope)))
@@ -402,6 +419,13 @@ def _addition(case: NewCase, why: str = "a finished task") -> ProposedOp:
 
 def _imported(line: ImportedCase) -> ProposedOp:
     return _addition(line.case, "imported").model_copy(update={"memory_id": line.id, "source_ids": (line.source,)})
+
+
+def _check(policy: RetrievalPolicy, encoder: str, dimension: int) -> None:
+    if isinstance(policy, NeuralQTopK) and policy.head is not None:
+        policy.head.check(encoder, dimension)
+    elif isinstance(policy, ECKernelSoftmax):
+        policy.kernel.check(encoder, dimension)
 
 
 def _rewards(cases: Sequence[Case]) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -7,7 +7,6 @@ Trainers write the file; this module knows no trainer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -15,11 +14,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from memweave.errors import EmbeddingMismatchError, FormatError, InputError
+from memweave.errors import EmbeddingMismatchError, InputError
+from memweave.memory_stores.weights_file import WeightsKind, load_weights, save_weights
 
-HEAD_FORMAT: Final = "1"
 Array = NDArray[np.float32]
 _SHAPES: Final = ("w1", "b1", "w2", "b2")
+_KIND: Final = WeightsKind("q-head", "Q-function", "memweave train memento-q-offline", _SHAPES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,34 +86,12 @@ class QHead:
 
     def save(self, file: Path) -> None:
         """Write the head to a safetensors file."""
-        from safetensors.numpy import save_file
-
-        about = {"memweave": "q-head", "format": HEAD_FORMAT, "encoder": self.encoder}
-        about["label_input"] = str(int(self.label_input))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: np.ascontiguousarray(getattr(self, name), dtype=np.float32) for name in _SHAPES}
-        save_file(tensors, file, metadata=about)
+        about = {"encoder": self.encoder, "label_input": str(int(self.label_input))}
+        save_weights(file, _KIND, {name: getattr(self, name) for name in _SHAPES}, about)
 
 
 def load_q_head(file: Path) -> QHead:
     """Return the head in a file. Raises `InputError` when it is none, `FormatError` for one of another format."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            about: Mapping[str, str] = opened.metadata() or {}
-            names = list(opened.keys())
-            tensors = {name: opened.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} cannot be read as a Q-function: {error}") from error
-    if about.get("memweave") != "q-head" or set(tensors) != set(_SHAPES):
-        raise InputError(f"{file} holds no Q-function of memweave. `memweave train memento-q-offline` makes one")
-    if about.get("format") != HEAD_FORMAT:
-        raise FormatError(
-            f"{file} has format {about.get('format')!r}, this memweave reads {HEAD_FORMAT}. Train it anew, or use the "
-            "memweave that made it"
-        )
-    if not all(np.isfinite(each).all() for each in tensors.values()):
-        raise InputError(f"{file} holds weights that are not finite numbers. Take an earlier one")
-    w1, b1, w2, b2 = (np.asarray(tensors[name], dtype=np.float32) for name in _SHAPES)
+    tensors, about = load_weights(file, _KIND)
+    w1, b1, w2, b2 = (tensors[name] for name in _SHAPES)
     return QHead(w1, b1, w2, b2, encoder=about.get("encoder", ""), label_input=about.get("label_input") == "1")

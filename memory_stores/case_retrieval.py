@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from memweave.errors import SettingsError
 from memweave.memory_stores.case_head import QHead
+from memweave.memory_stores.case_kernel import PRIOR_Q, Kernel, Uses
 from memweave.records import ReplayRow
 
 Vector = NDArray[np.float32]
@@ -31,8 +32,6 @@ Scores = NDArray[np.float64]
 
 PREFILTER: Final = 64
 """Cases, by cosine, that a Q-function ranks."""
-PRIOR_Q: Final = 0.5
-"""Q of a case of which nothing is known (section 2.5)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +92,36 @@ class CaseLearner(Protocol):
 
         query: (d,).  cases: (n, d), as the rows.  case_rewards: (n,) of the cases themselves, NaN for none.
         """
+
+
+@runtime_checkable
+class WatchesBank(Protocol):
+    """A learner that has to know how the bank grows: M' of algorithm 1."""
+
+    def grew(self, case: UUID) -> None:
+        """Take in that a case entered the bank; told before `observe` of the query that it is about."""
+
+
+@dataclass(frozen=True)
+class TriedSets:
+    """Several sets of cases that were drawn for one query, and what came of each."""
+
+    query: Vector
+    """(d,)."""
+    candidates: Candidates
+    chosen: NDArray[np.int64]
+    """(g, k) places among the candidates, in the order in which they were drawn."""
+    log_probability: Scores
+    """(g,) of drawing each set in its order (Plackett-Luce)."""
+    rewards: Scores
+    """(g,)."""
+
+
+class SetLearner(Protocol):
+    """Learns from sets of cases that were drawn for the same query."""
+
+    def learn(self, tried: Sequence[TriedSets]) -> None:
+        """Take in what came of the sets of some queries."""
 
 
 # drawing
@@ -195,6 +224,8 @@ class NeuralQTopK:
     head: QHead | None = None
     prefilter: int | None = PREFILTER
     explore: Explore = TOPK
+    beside_cosine: bool = False
+    """Whether the head says what is to be added to the cosine; otherwise it replaces it."""
     name: str = field(default="neural_q_topk", init=False)
 
     def choose(self, query: CaseQuery, candidates: Candidates, k: int, rng: np.random.Generator) -> list[Choice]:
@@ -203,45 +234,9 @@ class NeuralQTopK:
         if head is None:
             return self.explore.pick(candidates.cosines, k, rng)
         scores = head.q(query.vector, candidates.vectors, candidates.rewards).astype(np.float64)
+        if self.beside_cosine:
+            scores += candidates.cosines
         return self.explore.pick(scores, k, rng)
-
-
-@dataclass(frozen=True)
-class Uses:
-    """Past uses of one case: D_c (section 2.4)."""
-
-    queries: Matrix
-    """(m, d): the queries that it was shown for."""
-    q: Scores
-    """(m,): what came of it."""
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """How much a past query says about another. nec: 1 / (|h - h'|^2 + 1e-3).  gaussian: exp(-|h - h'|^2 / (2 sigma^2)) (A12).
-
-    h = W s with a learned W, (h, d), or s itself.
-    """
-
-    kind: Literal["nec", "gaussian"] = "nec"
-    sigma: float = 0.5
-    weights: Matrix | None = None
-    neighbours: int = 50
-    """Past uses of a case that count: the nearest."""
-
-    def estimate(self, query: Vector, uses: Uses | None) -> float:
-        """Return Q_EC(s, M, c) (Eq. 9): the mean of past outcomes, weighted by nearness; `PRIOR_Q` for a case never used."""
-        if uses is None or not len(uses.q):
-            return PRIOR_Q
-        there = uses.queries if self.weights is None else uses.queries @ self.weights.T
-        here = query if self.weights is None else self.weights @ query
-        distance = ((there - here) ** 2).sum(axis=1).astype(np.float64)
-        near = np.argsort(distance, kind="stable")[: self.neighbours]
-        if self.kind == "nec":
-            weight = 1 / (distance[near] + 1e-3)
-        else:  # relative to the nearest, so that far ones do not vanish all at once
-            weight = np.exp(-(distance[near] - distance[near[0]]) / (2 * self.sigma**2))
-        return float(weight @ uses.q[near] / weight.sum())
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Episodic control over cases: what a case did is remembered with the query it was shown for (Memento, Eq. 9, algorithm 1).
 
-In a single step, the value that is written is the reward itself (section 2.5).
+In a single step, the value that is written is the reward itself (section 2.5). The kernel stays as it is; `case_soft_q` learns one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from uuid import UUID
 
 import numpy as np
 
-from memweave.memory_stores.case_retrieval import ECKernelSoftmax, Matrix, Scores, Uses, Vector
+from memweave.memory_stores.case_kernel import Uses
+from memweave.memory_stores.case_retrieval import ECKernelSoftmax, Matrix, Scores, Vector
 from memweave.records import ReplayRow
 
 
@@ -28,13 +29,13 @@ class EpisodicControl:
     def observe(self, rows: Sequence[ReplayRow], query: Vector, cases: Matrix, case_rewards: Scores) -> None:
         """Take in one query; see `CaseLearner`."""
         with self._lock:
-            uses: dict[UUID, Uses] = dict(self.policy.uses)
-            for row in rows:
-                known = uses.get(row.case_id)
-                if known is None:
-                    uses[row.case_id] = Uses(query[None], np.array([row.reward]))
-                else:
-                    uses[row.case_id] = Uses(
-                        np.concatenate([known.queries, query[None]]), np.append(known.q, row.reward)
-                    )
-            self.policy.uses = uses
+            remember(self.policy, [(row.case_id, query, row.reward) for row in rows])
+
+
+def remember(policy: ECKernelSoftmax, seen: Sequence[tuple[UUID, Vector, float]]) -> None:
+    """Add uses to D: case, query (d,) and Q of each; whoever reads the old ones meanwhile is not disturbed."""
+    uses: dict[UUID, Uses] = dict(policy.uses)
+    for case, query, q in seen:
+        known = uses.get(case)
+        uses[case] = Uses(query[None], np.array([q])) if known is None else known.and_then(query, q)
+    policy.uses = uses

@@ -7,7 +7,6 @@ The text encoder is frozen; what is trained is the head of `memweave.memory_stor
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,14 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from memweave.errors import FormatError, SettingsError
+from memweave.errors import SettingsError
 from memweave.memory_stores.case_head import QHead
 from memweave.memory_stores.case_retrieval import Matrix, NeuralQTopK, Scores, Vector
 from memweave.records import ReplayRow
+from memweave.trainers.learner_state import check_state, read_state, write_state
 
 LabelMode = Literal["set", "single", "loo"]
 """set: every case that was shown gets the query's reward, as in the official code.  single: only queries that were shown one case
-count.  loo: what a case is worth was found out without it (leave one out); the rows say so, and all count (A5)."""
+count.  loo: cases get their own credit, found by leaving one out (`ReplayRow.credit`); rows without one do not count (A5)."""
 STATE_FORMAT: Final = 1
 
 
@@ -185,14 +185,18 @@ class CaseQTrainer:
             for batch in batches:
                 some = rows.take(batch)
                 loss = bce(self.model(self.inputs(some)), torch.from_numpy(some.rewards.astype(np.float32)), weight)
-                self.optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]  # torch's annotation lacks a return type
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-                self.optimizer.step()
+                self.step(loss)
                 losses.append(float(loss.detach()))
             self._torch_state = torch.get_rng_state()
         self.updates += 1
         return float(np.mean(losses)) if losses else 0.0
+
+    def step(self, loss: Tensor) -> None:
+        """Take one step of the optimiser on a loss of `model`."""
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's annotation lacks a return type
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        self.optimizer.step()
 
     @torch.no_grad()
     def q(self, rows: Rows) -> Scores:
@@ -224,11 +228,8 @@ class CaseQTrainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state. Raises `FormatError`, `SettingsError` for one of another kind."""
-        if state.get("format") != STATE_FORMAT:
-            raise FormatError(f"the state has format {state.get('format')!r}, this memweave reads {STATE_FORMAT}")
         mine = {"settings": asdict(self.settings), "dimension": self.dimension, "encoder": self.encoder}
-        if other := [name for name, value in mine.items() if state[name] != value]:
-            raise SettingsError(f"the state belongs to a Q-function with other {', '.join(other)}; start anew")
+        check_state(state, STATE_FORMAT, mine)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._torch_state, self.updates = state["random"], state["updates"]
@@ -267,10 +268,18 @@ class OnlineCaseQ:
         """Take in one query; see `CaseLearner`."""
         with self._lock:
             self.seen += 1
-            if self.settings.label_mode != "single" or len(rows) == 1:
-                self._seen.add(query, cases, case_rewards, [row.reward for row in rows])
+            labels = [self._label(row, len(rows)) for row in rows]
+            if known := [place for place, label in enumerate(labels) if label is not None]:
+                said = [label for label in labels if label is not None]
+                self._seen.add(query, cases[known], case_rewards[known], said)
             if self.seen % self.settings.update_every == 0 and len(self._seen):
                 self._update()
+
+    def _label(self, row: ReplayRow, shown: int) -> float | None:
+        """Return what to predict of a row; `None` when it does not count."""
+        if self.settings.label_mode == "loo":
+            return row.credit
+        return row.reward if self.settings.label_mode == "set" or shown == 1 else None
 
     def _update(self) -> None:
         rows = self._seen.rows()
@@ -289,16 +298,11 @@ class OnlineCaseQ:
                 "losses": self.losses,
                 **{name: torch.from_numpy(values) for name, values in vars(self._seen.rows()).items()},
             }
-            partial = file.with_name(f".{file.name}")
-            torch.save(state, partial)
-            os.replace(partial, file)
+            write_state(file, state)
 
     def load(self, file: Path) -> None:
         """Go on from what `save` wrote. Raises `FormatError`, `SettingsError` for a file of another kind."""
-        try:
-            state = torch.load(file, weights_only=True)
-        except Exception as error:
-            raise FormatError(f"{file} cannot be read as the state of a learner; start anew") from error
+        state = read_state(file)
         with self._lock:
             self.trainer.restore(state["trainer"])
             self._rng.bit_generator.state = state["random"]

@@ -391,3 +391,5 @@ class ReplayRow(Record):
     run_id: Name | None = None
     probability: Annotated[float, Field(gt=0, le=1)] | None = None
     """Of the case being drawn, given those drawn before it; `None` when the policy does not draw."""
+    credit: Reward | None = None
+    """What the case itself did, found by leaving it out: 1 the query was solved only with it, 0 only without it, 0.5 all the same (A5)."""

@@ -15,18 +15,17 @@ from hypothesis import strategies as st
 from memweave.errors import EmbeddingMismatchError, FormatError, InputError, SettingsError
 from memweave.memory_stores import retrieval_policy
 from memweave.memory_stores.case_head import QHead, load_q_head
+from memweave.memory_stores.case_kernel import Kernel, Uses, load_kernel, uses_of
 from memweave.memory_stores.case_retrieval import (
     Candidates,
     CaseQuery,
     CosineTopK,
     ECKernelSoftmax,
     Explore,
-    Kernel,
     NeuralQTopK,
     NoCases,
     RandomK,
     TabularQ,
-    Uses,
     drawn,
     softmax,
 )

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 
-from memweave.memory_stores.case_retrieval import PRIOR_Q, Kernel, Uses
+from memweave.memory_stores.case_kernel import Kernel, Uses
+from memweave.memory_stores.case_retrieval import softmax
 from memweave.trainers.mu_grpo import advantages, mu_grpo_loss, ordered_log_probability
-from memweave.trainers.soft_q import (
-    follow,
-    kernel_gradient,
-    mu,
-    nec_kernel,
-    q_ec,
-    soft_maximum,
-    td_step,
-    td_target,
-    value,
-)
+from memweave.trainers.soft_q import follow, log_kernel, q_ec, soft_maximum, td_step, td_target
 
 
 def vector(*numbers: float) -> torch.Tensor:
@@ -27,17 +20,17 @@ def vector(*numbers: float) -> torch.Tensor:
     return torch.tensor(numbers, dtype=torch.float64)
 
 
-def test_eq_7_adds_up_to_one_and_becomes_greedy() -> None:
-    q = vector(math.log(2) / 2, 0)
-    assert mu(q, 0.5).tolist() == pytest.approx([2 / 3, 1 / 3])
-    assert mu(q, 1e-4).tolist() == pytest.approx([1, 0])
-
-
 def test_eq_4_at_the_softmax_is_the_soft_maximum_and_only_then() -> None:
-    q, alpha = vector(0.9, 0.1, 0.4), 0.3
-    assert float(value(q, mu(q, alpha), alpha)) == pytest.approx(float(soft_maximum(q, alpha)))
-    assert float(value(q, vector(1, 0, 0), alpha)) == pytest.approx(0.9)
-    assert float(value(q, vector(0.5, 0.5, 0), alpha)) == pytest.approx(0.5 + 0.3 * math.log(2))
+    q, alpha = np.array([0.9, 0.1, 0.4]), 0.3
+
+    def value(mu: np.ndarray) -> float:
+        """Return V = sum mu (Q - alpha log mu)."""
+        drawn = mu > 0
+        return float((mu[drawn] * (q[drawn] - alpha * np.log(mu[drawn]))).sum())
+
+    assert value(softmax(q, alpha)) == pytest.approx(float(soft_maximum(torch.from_numpy(q), alpha)))
+    assert value(np.array([1.0, 0, 0])) == pytest.approx(0.9)
+    assert value(np.array([0.5, 0.5, 0])) == pytest.approx(0.5 + 0.3 * math.log(2))
 
 
 def test_the_printed_log_sum_exp_differs_unless_alpha_is_one() -> None:
@@ -78,29 +71,41 @@ def test_td_reaches_the_fixed_point_of_value_iteration(literal: bool) -> None:
     assert torch.allclose(learned, planned, atol=1e-9)
 
 
-def test_eq_9_by_hand_and_as_retrieval_computes_it() -> None:
+@pytest.mark.parametrize("kind", ["nec", "gaussian"])
+def test_eq_9_by_hand_and_as_retrieval_computes_it(kind: Literal["nec", "gaussian"]) -> None:
     past, q = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64), vector(1, 0)
-    kernel = nec_kernel(torch.eye(2, dtype=torch.float64), vector(0, 0), past)
-    assert kernel.tolist() == pytest.approx([1 / 1.001, 1 / 4.001])
-    by_hand = (1 / 1.001) / (1 / 1.001 + 1 / 4.001)
-    assert float(q_ec(kernel, q)) == pytest.approx(by_hand)
-    served = Kernel().estimate(vector(0, 0).float().numpy(), Uses(past.float().numpy(), q.numpy()))
+    k = [1 / 1.001, 1 / 4.001] if kind == "nec" else [math.exp(-1 / 0.5), math.exp(-4 / 0.5)]
+    near = log_kernel(vector(0, 0), past, kind, 0.5)
+    assert near.exp().tolist() == pytest.approx(k)
+    by_hand = k[0] / (k[0] + k[1])
+    assert float(q_ec(near, q)) == pytest.approx(by_hand)
+    served = Kernel(kind).estimate(vector(0, 0).float().numpy(), Uses(past.float().numpy(), q.numpy()))
     assert served == pytest.approx(by_hand, abs=1e-6)
-    assert float(q_ec(vector(), vector())) == PRIOR_Q
+
+
+def gradient_by_hand(weights: torch.Tensor, query: torch.Tensor, past: torch.Tensor, q: torch.Tensor, y: float) -> Any:
+    """Return Eq. 11 for one row, (h, d), in loops: grad log k = -2 k W (s - s_i)(s - s_i)^T for the kernel 1 / (|W s - W s_i|^2 + 1e-3)."""
+    k = [1 / (float(((weights @ (query - s)) ** 2).sum()) + 1e-3) for s in past]
+    f = sum(k_i * float(q_i) for k_i, q_i in zip(k, q, strict=True)) / sum(k)
+    found = torch.zeros_like(weights)
+    for k_i, q_i, s in zip(k, q, past, strict=True):
+        log_slope = -2 * k_i * torch.outer(weights @ (query - s), query - s)
+        found += 2 * (f - y) * k_i / sum(k) * (float(q_i) - f) * log_slope
+    return found
 
 
 def test_eq_11_is_the_gradient() -> None:
     draw = torch.Generator().manual_seed(3)
     weights = torch.randn(3, 4, generator=draw, dtype=torch.float64, requires_grad=True)
     query, past = (torch.randn(*n, generator=draw, dtype=torch.float64) for n in ((4,), (5, 4)))
-    q, y = torch.rand(5, generator=draw, dtype=torch.float64), vector(0.7)[0]
+    q, y = torch.rand(5, generator=draw, dtype=torch.float64), 0.7
 
     def loss(w: torch.Tensor) -> torch.Tensor:
-        return (q_ec(nec_kernel(w, query, past), q) - y) ** 2
+        return (q_ec(log_kernel(query @ w.T, past @ w.T), q) - y) ** 2
 
     (automatic,) = torch.autograd.grad(loss(weights), weights)
     with torch.no_grad():
-        assert torch.allclose(kernel_gradient(weights, query, past, q, y), automatic, atol=1e-6)
+        assert torch.allclose(gradient_by_hand(weights, query, past, q, y), automatic, atol=1e-6)
         step = torch.zeros_like(weights)
         step[1, 2] = 1e-5
         slope = (loss(weights + step) - loss(weights - step)) / 2e-5

@@ -23,7 +23,8 @@ def planworld(
         typer.Option(
             "--agent",
             metavar="A",
-            help="Which cases are shown: none, random-k, cosine, neural-q, kernel; controls: oracle, shuffled, successes, retries.",
+            help="Which cases are shown: none, random-k, cosine, neural-q, neural-q-loo, kernel, episodic, soft-q; controls: oracle, "
+            "shuffled, successes, retries; an extension: mu-grpo.",
         ),
     ] = "cosine",
     policy: Annotated[

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 from pydantic import JsonValue
 
 from memweave.recipes.memento.arms import ARMS
 from memweave.recipes.memento.evaluation import planner
-from memweave.recipes.memento.stream import StreamResult, StreamSettings, play
+from memweave.recipes.memento.stream import HEAD, KERNEL, StreamResult, StreamSettings, play
 from memweave.recipes.own import OwnRecipe, OwnRun
 from memweave.recipes.running import BASE, PLANWORLD_BASE
-
-HEAD: Final = "head.safetensors"
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,8 @@ class MementoQResult:
     """Share of solved tasks."""
     head: str | None
     """File of the Q-function; `None` for an arm without one."""
+    kernel: str | None
+    """File of the learned kernel; `None` for an arm without one."""
 
     def payload(self) -> dict[str, JsonValue]:
         """Return it as one JSON object."""
@@ -42,24 +43,29 @@ class MementoQResult:
             f"shown cases that fit and were solved: {fitting}",
             f"{self.stream.cases} cases kept",
             *([f"Q-function: {self.head}"] if self.head else []),
+            *([f"kernel: {self.kernel}"] if self.kernel else []),
         ]
 
 
 def run(asked: OwnRun) -> MementoQResult:
-    """Play the stream of an arm, and keep the Q-function that was learned on the way."""
+    """Play the stream of an arm, and keep the Q-function or the kernel that was learned on the way."""
     own = StreamSettings(arm=asked.arm, seed=asked.seed)
     settings = replace(own, iterations=asked.steps or own.iterations, tasks=asked.tasks or own.tasks)
     temperature = 1.0 if asked.temperature is None else asked.temperature
-    head = asked.out / HEAD
     with ExitStack() as opened:
         planner_of = planner(BASE if asked.base is None else str(asked.base), PLANWORLD_BASE, temperature, None, opened)
-        result = play(settings, planner_of, _said(asked), head=head)
+        result = play(settings, planner_of, _said(asked), learned=asked.out)
     return MementoQResult(
         settings=settings,
         stream=result,
         per_iteration=tuple(marks.count("1") / len(marks) for marks in result.right),
-        head=str(head) if head.exists() else None,
+        head=_there(asked.out / HEAD),
+        kernel=_there(asked.out / KERNEL),
     )
+
+
+def _there(file: Path) -> str | None:
+    return str(file) if file.exists() else None
 
 
 def _said(asked: OwnRun) -> Any:
@@ -80,7 +86,7 @@ MEMENTO_Q: Final = OwnRecipe(
         "temperature": "of the planner, 1",
         "base": "the planner, a policy's folder or script",
         "seed": "of families, tasks and sampling",
-        "out": "where the Q-function goes",
+        "out": "where the Q-function, or the kernel, goes",
     },
     needs=(),
     run=run,
