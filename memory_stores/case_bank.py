@@ -7,6 +7,7 @@ and it can be undone. What was shown for which query, and what came of it, is ke
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,13 @@ import numpy as np
 from memweave.errors import InputError
 from memweave.memory_stores.bank import MemoryBank
 from memweave.memory_stores.case_kernel import Uses, uses_of
-from memweave.memory_stores.case_lines import ImportedCase, case_line, read_case_lines
+from memweave.memory_stores.case_lines import (
+    CaseImport,
+    ImportedCase,
+    case_line,
+    read_case_lines,
+    replay_line,
+)
 from memweave.memory_stores.case_retrieval import (
     Candidates,
     CaseQuery,
@@ -268,20 +275,26 @@ class CaseBank:
 
     # moving
 
-    def export(self, *, scope: Scope) -> Iterator[str]:
-        """Yield the cases as JSON lines in the public format, with our fields beside: question, plan, reward, ..."""
+    def export(self, *, scope: Scope, replay: bool = False) -> Iterator[str]:
+        """Yield the cases as JSON lines in the public format, with our fields beside: question, plan, reward, ...
+
+        replay: whether the rows of experience follow, each a line of its own.
+        """
         for case in self.cases(scope=scope):
             yield case_line(case)
+        for row in self.replay(scope=scope) if replay else ():
+            yield replay_line(row)
 
-    def import_(self, lines: Iterable[str], *, scope: Scope, source: str = "line") -> int:
-        """Add the cases of a released pool or an export, all or none, and return how many are new.
+    def import_(self, lines: Iterable[str], *, scope: Scope, source: str = "line") -> CaseImport:
+        """Add the cases of a released pool or an export, and its rows of experience, all or none; return how many are new.
 
-        A line is {"question", "plan", "reward"} or {"case", "plan", "case_label"}. A case that is there already is skipped, so it
-        can be repeated. Settings for what is kept do not apply: a pool is taken as it is.  source: how a line is named in an error.
+        A line is {"question", "plan", "reward"}, {"case", "plan", "case_label"}, or an export's row of experience. What is there already
+        is skipped, so it can be repeated. Settings for what is kept do not apply: a pool is taken as it is.  source: how a line is named
+        in an error.
 
         Raises `InputError` naming the first line that cannot be read.
         """
-        read = read_case_lines(lines, source)
+        read, rows = read_case_lines(lines, source)
         with self._writing:
             there = self._memories.memories(scope=scope)
             known: set[object] = {memory.id for memory in there} | {s for memory in there for s in memory.source_ids}
@@ -290,8 +303,9 @@ class CaseBank:
                 key = each.id or each.source
                 if key not in known:
                     fresh.setdefault(key, each)
-            self._memories.apply([_imported(each) for each in fresh.values()], scope=scope)
-        return len(fresh)
+            more = _beyond(rows, self.replay(scope=scope) if rows else ())
+            self._memories.apply_with_replay([_imported(each) for each in fresh.values()], more, scope=scope)
+        return CaseImport(len(fresh), len(more))
 
     # async twins
 
@@ -361,11 +375,11 @@ class CaseBank:
         """Async twin of `uses`."""
         return await self._memories._in_thread(self.uses, scope=scope, limit=limit)
 
-    async def aexport(self, *, scope: Scope) -> list[str]:
+    async def aexport(self, *, scope: Scope, replay: bool = False) -> list[str]:
         """Async twin of `export`; returns all lines."""
-        return await self._memories._in_thread(lambda: list(self.export(scope=scope)))
+        return await self._memories._in_thread(lambda: list(self.export(scope=scope, replay=replay)))
 
-    async def aimport(self, lines: Sequence[str], *, scope: Scope, source: str = "line") -> int:
+    async def aimport(self, lines: Sequence[str], *, scope: Scope, source: str = "line") -> CaseImport:
         """Async twin of `import_`."""
         return await self._memories._in_thread(self.import_, lines, scope=scope, source=source)
 
@@ -419,6 +433,17 @@ def _addition(case: NewCase, why: str = "a finished task") -> ProposedOp:
 
 def _imported(line: ImportedCase) -> ProposedOp:
     return _addition(line.case, "imported").model_copy(update={"memory_id": line.id, "source_ids": (line.source,)})
+
+
+def _beyond(rows: Sequence[ReplayRow], there: Sequence[ReplayRow]) -> list[ReplayRow]:
+    """Return the rows that are not there, or not as often."""
+    left = Counter(row.model_dump_json() for row in there)
+    found = []
+    for row in rows:
+        left[said := row.model_dump_json()] -= 1
+        if left[said] < 0:
+            found.append(row)
+    return found
 
 
 def _check(policy: RetrievalPolicy, encoder: str, dimension: int) -> None:

@@ -2,6 +2,7 @@
 
     {"question": ..., "plan": ..., "reward": 0 | 1}                       the non-parametric pool, and our export
     {"case": ..., "plan": ..., "case_label": "positive" | "negative"}     the parametric pool
+    {"replay": {"query": ..., "case_id": ..., "reward": ...}}             ours: a row of experience, beside the cases that it is about
 
 `case_label` is what came of the stored case itself (A11).
 """
@@ -12,15 +13,16 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from memweave.errors import InputError
-from memweave.records import Case, NewCase
+from memweave.records import Case, NewCase, ReplayRow
 
 _POOL: Final = "pool:"
+_REPLAY: Final = "replay"
 _LINE: Final = TypeAdapter(dict[str, JsonValue])
 _OURS: Final = ("plans", "task_id", "family", "iteration", "run_id", "metadata")
 _EXPECTED: Final = 'a line is {"question", "plan", "reward"} or {"case", "plan", "case_label"}'
@@ -37,6 +39,14 @@ class ImportedCase:
     """Of the case that was exported; `None` in a released pool."""
 
 
+class CaseImport(NamedTuple):
+    """How much of a file is new."""
+
+    cases: int
+    replay: int
+    """Rows of experience."""
+
+
 def case_line(case: Case) -> str:
     """Return a case in the public format, with our fields beside; `case_id` brings it back as the same case."""
     ours = case.model_dump(mode="json", include=set(_OURS), exclude_defaults=True)
@@ -44,22 +54,30 @@ def case_line(case: Case) -> str:
     return json.dumps(line, ensure_ascii=False)
 
 
-def read_case_lines(lines: Iterable[str], source: str) -> list[ImportedCase]:
-    """Return the cases in lines; blank ones are skipped. Raises `InputError` naming the first that is none."""
-    found = []
+def replay_line(row: ReplayRow) -> str:
+    """Return a row of experience as a line of its own."""
+    return json.dumps({_REPLAY: row.model_dump(mode="json", exclude_defaults=True)}, ensure_ascii=False)
+
+
+def read_case_lines(lines: Iterable[str], source: str) -> tuple[list[ImportedCase], list[ReplayRow]]:
+    """Return the cases and the rows of experience in lines; blank ones are skipped. Raises `InputError` naming the first that is none."""
+    cases, rows = [], []
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                found.append(_read(line))
+                given = _LINE.validate_python(json.loads(line, parse_constant=_no_constant))
+                if _REPLAY in given:
+                    rows.append(ReplayRow.model_validate(given[_REPLAY]))
+                else:
+                    cases.append(_read(given))
             except (ValueError, RecursionError) as error:
                 raise InputError(
                     f"{source} {number} is no case: {_reason(error)} ({_EXPECTED}). Nothing was imported."
                 ) from None
-    return found
+    return cases, rows
 
 
-def _read(line: str) -> ImportedCase:
-    given = _LINE.validate_python(json.loads(line, parse_constant=_no_constant))
+def _read(given: dict[str, JsonValue]) -> ImportedCase:
     task = given.get("question", given.get("case"))
     plan = given.get("plan")
     if not isinstance(task, str) or not task.strip():

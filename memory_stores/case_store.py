@@ -13,16 +13,16 @@ from memweave.errors import UnknownMemoryError
 from memweave.memory_stores.bank import MemoryBank
 from memweave.memory_stores.engine import IndexQuery
 from memweave.memory_stores.store import Vector, check_limit
-from memweave.records import MemoryHit, ReplayRow, Scope
+from memweave.records import MemoryHit, ProposedOp, ReplayRow, Scope
 
 COLLECTION: Final = "cases"
 
 
 class CaseStore(MemoryBank):
-    """The collection `cases` in the data folder of a memory bank; open as long as that bank is."""
+    """A collection, `cases` unless told otherwise, in the data folder of a memory bank; open as long as that bank is."""
 
-    def __init__(self, bank: MemoryBank) -> None:
-        super().__init__(bank._core, lambda: None, collection=COLLECTION)
+    def __init__(self, bank: MemoryBank, collection: str = COLLECTION) -> None:
+        super().__init__(bank._core, lambda: None, collection=collection)
         self._bank = bank
 
     def _check_open(self) -> None:
@@ -64,6 +64,17 @@ class CaseStore(MemoryBank):
         partition = self._partition(scope)
         with self._write(scope) as tx:
             tx.add_replay(partition, [row.model_dump_json(exclude_defaults=True) for row in rows])
+
+    def apply_with_replay(self, ops: Sequence[ProposedOp], rows: Sequence[ReplayRow], *, scope: Scope) -> None:
+        """Apply operations and append rows of experience in one transaction; errors are those of `apply`."""
+        partition = self._partition(scope)
+        vectors = self._embed([text for op in ops if (text := self._text_of(op, scope))])
+        with self._write(scope) as tx:
+            for op in ops:
+                self._apply_one(tx, partition, op, scope, vectors)
+            if rows:
+                tx.add_replay(partition, [row.model_dump_json(exclude_defaults=True) for row in rows])
+        self._written()
 
     def replay(self, *, scope: Scope, limit: int | None = None) -> list[ReplayRow]:
         """Return the last `limit` rows of experience of the collection, or all, oldest first."""

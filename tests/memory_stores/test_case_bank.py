@@ -250,8 +250,8 @@ def test_an_export_comes_back_as_the_same_cases(bank: CaseBank, scope: Scope) ->
     lines = list(bank.export(scope=scope))
     assert json.loads(lines[0]) | {"question": "feed the cats", "plan": PLAN, "reward": 1.0} == json.loads(lines[0])
     other = Scope(tenant=scope.tenant, user="boris")
-    assert bank.import_(lines, scope=other) == 2
-    assert bank.import_(lines, scope=other) == bank.import_(lines, scope=scope) == 0
+    assert bank.import_(lines, scope=other) == (2, 0)
+    assert bank.import_(lines, scope=other) == bank.import_(lines, scope=scope) == (0, 0)
     back = bank.cases(scope=other)
     unowned = {"scope", "recorded_at"}
     assert {c.id: c.model_dump(exclude=unowned) for c in back} == {
@@ -267,8 +267,8 @@ def test_both_public_formats_can_be_read_and_twice_is_once(bank: CaseBank, scope
         '{"case": "Where?", "plan": "look", "case_label": "positive"}',
         '{"case": "Where?", "plan": "look", "case_label": "negative"}',
     ]
-    assert bank.import_([*lines, lines[0]], scope=scope) == 4
-    assert bank.import_(lines, scope=scope) == 0
+    assert bank.import_([*lines, lines[0]], scope=scope).cases == 4
+    assert bank.import_(lines, scope=scope).cases == 0
     found = {(c.task, c.plan, c.reward) for c in bank.cases(scope=scope)}
     assert found == {
         ("Who?", '{"plan": []}', 1.0),
@@ -276,6 +276,39 @@ def test_both_public_formats_can_be_read_and_twice_is_once(bank: CaseBank, scope
         ("Where?", "look", 1.0),
         ("Where?", "look", 0.0),
     }
+
+
+def test_experience_goes_with_its_cases_and_comes_once(bank: CaseBank, scope: Scope) -> None:
+    written = kept(bank, case(), scope)
+    rows = [
+        ReplayRow(query="q", task_id="t", case_id=written.id, reward=1.0, iteration=2, run_id="r", probability=0.5),
+        ReplayRow(query="q", case_id=written.id, reward=0.0, credit=0.5),
+        ReplayRow(query="q", case_id=written.id, reward=0.0, credit=0.5),  # the same again is another time
+    ]
+    bank.add_replay(rows, scope=scope)
+    assert len(list(bank.export(scope=scope))) == 1
+    lines = list(bank.export(scope=scope, replay=True))
+    other = Scope(tenant=scope.tenant, user="boris")
+    assert bank.import_(lines, scope=other) == (1, 3)
+    assert bank.replay(scope=other) == rows
+    assert bank.import_(lines, scope=other) == bank.import_(lines, scope=scope) == (0, 0)
+    assert list(bank.export(scope=other, replay=True)) == lines
+    assert bank.import_([*lines, lines[1]], scope=scope) == (0, 1)
+    shown = bank.uses(scope=other)
+    assert {c: (uses.queries.shape[0], uses.q.tolist()) for c, uses in shown.items()} == {written.id: (3, [1, 0, 0])}
+    assert np.allclose(shown[written.id].queries, bank.embed(["q"]))
+
+
+def test_a_wrong_row_of_experience_keeps_the_cases_out_too(bank: CaseBank, scope: Scope) -> None:
+    good = '{"question": "q", "plan": "p", "reward": 1}'
+    for wrong in (
+        '{"replay": 3}',
+        '{"replay": {"query": "q", "reward": 1}}',
+        '{"replay": {"query": "q", "case_id": "7", "reward": 1}}',
+    ):
+        with pytest.raises(InputError, match=r"line 2 is no case: .*Nothing was imported"):
+            bank.import_([good, wrong], scope=scope)
+    assert bank.cases(scope=scope) == bank.replay(scope=scope) == []
 
 
 @pytest.mark.parametrize(
@@ -307,7 +340,7 @@ def test_a_wrong_line_is_named_and_nothing_is_imported(bank: CaseBank, scope: Sc
 @pytest.mark.data
 def test_the_released_pool_comes_in_whole(bank: CaseBank, scope: Scope, data: Path) -> None:
     lines = (data / "memento/memory.jsonl").read_text().splitlines()
-    assert bank.import_(lines, scope=scope) == 1_278
+    assert bank.import_(lines, scope=scope).cases == 1_278
     assert sum(case.positive for case in bank.cases(scope=scope)) == 897
 
 
@@ -330,8 +363,9 @@ def test_async_twins_do_the_same(bank: CaseBank, scope: Scope) -> None:
         await bank.aadd_replay([row], scope=scope)
         assert await bank.areplay(scope=scope) == [row]
         assert (await bank.avectors([written.id], scope=scope)).shape == (await bank.aembed(["x"])).shape
-        lines = await bank.aexport(scope=scope)
-        assert await bank.aimport(lines, scope=scope) == 0
+        assert set(await bank.auses(scope=scope)) == {written.id}
+        lines = await bank.aexport(scope=scope, replay=True)
+        assert await bank.aimport(lines, scope=scope) == (0, 0)
         gone = await bank.aremove(written.id, scope=scope, reason="wrong")
         assert await bank.acount(scope=scope) == 0
         await bank.aundo(gone.id, scope=scope)

@@ -62,7 +62,7 @@ def import_(
     embedding: Embedding = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add the cases of a released pool, or of an export; what is there already is skipped."""
+    """Add the cases of a released pool, or of an export with its experience; what is there already is skipped."""
     from memweave.memory_stores import CaseBank
     from memweave.worlds.files import read_text
 
@@ -70,14 +70,17 @@ def import_(
     with session(create=True, user=user, tenant=tenant, home=home, embedding=embedding) as here:
         new = CaseBank(here.bank).import_(lines, scope=here.scope, source=f"{file} line")
     if as_json:
-        render.emit({"cases": new})
+        render.emit({"cases": new.cases, "replay": new.replay})
     else:
-        render.note(f"Imported {render.count(new, 'case')}.")
+        render.note(f"Imported {render.count(new.cases, 'case')}{_and_rows(new.replay)}.")
 
 
 @cases_app.command()
 def export(
     file: Annotated[Path | None, typer.Argument(help="File to write; standard output without one.")] = None,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Also write which cases were shown for what, and what came of it.")
+    ] = False,
     user: User = None,
     tenant: Tenant = None,
     home: Home = None,
@@ -87,19 +90,25 @@ def export(
     from memweave.memory_stores import CaseBank
 
     with session(user=user, tenant=tenant, home=home) as here:
-        lines = list(CaseBank(here.bank).export(scope=here.scope))
+        lines = list(CaseBank(here.bank).export(scope=here.scope, replay=replay))
+        cases = CaseBank(here.bank).count(scope=here.scope)
     if file is not None:
         if file.exists():
             raise InputError(f"{file} exists already; name another file, or remove it first.")
         file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         if as_json:
-            render.emit({"file": str(file), "cases": len(lines)})
+            render.emit({"file": str(file), "cases": cases, "replay": len(lines) - cases})
         else:
-            render.note(f"Wrote {render.count(len(lines), 'case')} to {file}.")
+            render.note(f"Wrote {render.count(cases, 'case')}{_and_rows(len(lines) - cases)} to {file}.")
     elif as_json:
-        render.emit({"cases": [json.loads(line) for line in lines]})
+        read = [json.loads(line) for line in lines]
+        render.emit({"cases": read[:cases], "replay": [line["replay"] for line in read[cases:]]})
     else:
         sys.stdout.writelines(line + "\n" for line in lines)
+
+
+def _and_rows(number: int) -> str:
+    return f" and {render.count(number, 'row')} of experience" if number else ""
 
 
 def _steps(plan: str) -> str:
