@@ -19,6 +19,7 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
 from memweave.errors import DataFolderError, InputError, SettingsError, StorageFullError, UnavailableError
+from memweave.memory_stores.schema import metadata
 
 _WRITER_LOCK: Final = 0x6D656D77
 """Key of the PostgreSQL advisory lock that lets one transaction write at a time: commit order is then the order of `seq`."""
@@ -100,9 +101,7 @@ class Database:
                     connection.exec_driver_sql(f"SET lock_timeout = '{_BUSY_SECONDS}s'")
                     try:
                         # FULL writes the tables anew: a plain VACUUM frees the space of deleted rows, their bytes stay in it.
-                        connection.exec_driver_sql(
-                            "VACUUM (FULL) memweave_ops, memweave_versions, memweave_turns, memweave_scopes"
-                        )
+                        connection.exec_driver_sql(f"VACUUM (FULL) {', '.join(metadata.tables)}")
                     finally:
                         connection.exec_driver_sql("RESET lock_timeout")
 

@@ -55,6 +55,7 @@ _PURGE: Final = "PURGE"
 
 _ops, _versions, _turns, _scopes, _meta = schema.ops, schema.versions, schema.turns, schema.scopes, schema.meta
 _replay = schema.replay
+_OWNED: Final = (_versions, _ops, _turns, *schema.LATER, _scopes)
 _VERSION_COLUMNS: Final = tuple(c for c in _versions.c if c.name != "vector")
 _OWNER_COLUMNS: Final = (_scopes.c.tenant, _scopes.c.user)
 _VERSIONS_AND_OWNERS: Final = sa.select(_versions, *_OWNER_COLUMNS).join(
@@ -121,8 +122,9 @@ class Ledger:
                 f"{self.database.where} has format {found}, this memweave reads format {RECORD_FORMAT}. "
                 "Use the memweave version that wrote it, or export there and import here."
             )
-        elif not sa.inspect(connection).has_table(_replay.name):  # made before there were cases
-            _replay.create(connection)
+        else:  # perhaps made before there were cases, or graphs of strategies
+            there = set(sa.inspect(connection).get_table_names())
+            schema.metadata.create_all(connection, [table for table in schema.LATER if table.name not in there])
 
     def meta(self, key: str) -> str | None:
         """Return a fact about this ledger, or `None` when it was never set."""
@@ -448,7 +450,7 @@ class LedgerTransaction:
         partitions = list(self.connection.execute(owned).scalars())
         old_tombstones = sa.select(sa.func.count()).where(_ops.c.partition.in_(partitions), _ops.c.kind == _PURGE)
         counts = {"tombstones": self.connection.execute(old_tombstones).scalar() or 0}
-        for table in (_versions, _ops, _turns, _replay, _scopes):
+        for table in _OWNED:
             counts[table.name] = self.connection.execute(
                 sa.delete(table).where(table.c.partition.in_(partitions))
             ).rowcount

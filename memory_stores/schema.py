@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import (
     BigInteger,
     Column,
+    Double,
     Index,
     Integer,
     LargeBinary,
@@ -125,3 +126,69 @@ replay = Table(
     sqlite_autoincrement=True,
 )
 """Which cases were shown for a query, and what came of it (`ReplayRow`, as JSON): experience, append-only."""
+
+graph_paths = Table(
+    "memweave_graph_paths",
+    metadata,
+    Column("position", _Serial, primary_key=True, autoincrement=True),
+    Column("partition", String(32), nullable=False),
+    Column("path_id", String(32), nullable=False),
+    Column("machine", Text, nullable=False),
+    Column("states", Text, nullable=False),
+    UniqueConstraint("partition", "path_id"),
+    sqlite_autoincrement=True,
+)
+"""Canonical paths of a graph of strategies. All tables of a graph go by the partition of its strategies."""
+
+graph_edges = Table(
+    "memweave_graph_edges",
+    metadata,
+    Column("position", _Serial, primary_key=True, autoincrement=True),
+    Column("partition", String(32), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("source", String(32), nullable=False),
+    Column("target", String(32), nullable=False),
+    Column("initial", Double, nullable=False),
+    Column("weight", Double, nullable=False),
+    Column("updates", Integer, nullable=False),
+    Column("gap_sum", Double, nullable=False),
+    Column("active", SmallInteger, nullable=False),
+    Column("op_id", String(32), nullable=False),
+    UniqueConstraint("partition", "kind", "source", "target"),
+    Index("memweave_graph_edges_op", "partition", "op_id"),
+    sqlite_autoincrement=True,
+)
+"""Edges and their trainable weights. An edge counts while it is active (the operation that made it is not undone) and both ends are
+current; one that does not keeps its weight for when that comes back."""
+
+graph_steps = Table(
+    "memweave_graph_steps",
+    metadata,
+    Column("position", _Serial, primary_key=True, autoincrement=True),
+    Column("partition", String(32), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("kind", String(8), nullable=False),
+    Column("touches", BigInteger, nullable=False),
+    Column("recorded_at", BigInteger, nullable=False),
+    Column("row", Text, nullable=False),
+    Index("memweave_graph_steps_version", "partition", "version"),
+    sqlite_autoincrement=True,
+)
+"""What changed the weights, append-only: kind `step` (`WeightUpdate`, as JSON) or `rollback`. touches: the sum of `updates` over all edges
+afterwards, which lets a check see that weights and log belong together."""
+
+graph_snapshots = Table(
+    "memweave_graph_snapshots",
+    metadata,
+    Column("partition", String(32), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("recorded_at", BigInteger, nullable=False),
+    Column("kept", SmallInteger, nullable=False),
+    Column("edges", Integer, nullable=False),
+    Column("touches", BigInteger, nullable=False),
+    Column("weights", LargeBinary, nullable=False),
+)
+"""Weights that can be gone back to: (position, weight, updates, gap_sum) of the edges that had been trained, compressed."""
+
+LATER = (replay, graph_paths, graph_edges, graph_steps, graph_snapshots)
+"""Tables that ledgers of the first releases lack; they are added when such a ledger is opened."""

@@ -16,7 +16,6 @@ from uuid import UUID
 import numpy as np
 
 from memweave.graph_records import EdgeKind, Strategy
-from memweave.memory_stores.case_retrieval import softmax
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 Places = np.ndarray[Any, np.dtype[np.int64]]
@@ -141,7 +140,7 @@ class Activation:
         surprise = -self.probability.copy()
         surprise[chosen] += 1
         to_paths, to_strategies = self.query_path, self.path_strategy
-        gain = np.bincount(  # of each path: w_tm(j, k) - sum_m p(m) w_tm(j, m)
+        gain = _sums(  # of each path: w_tm(j, k) - sum_m p(m) w_tm(j, m)
             to_strategies.source,
             to_strategies.factor * to_strategies.weight * surprise[to_strategies.target],
             len(self.paths),
@@ -170,13 +169,12 @@ def activated(
     query_path: Sparse,
     path_strategy: Sparse,
     neighbours: Places,
-    similarities: Numbers,
     *,
     degree_normalised: bool = False,
 ) -> tuple[Places, Places, Links, Links]:
     """Return the places of the paths and strategies that some queries reach, and the edges on the way, both kinds.
 
-    neighbours: (n,) places of queries.  similarities: (n,).  degree_normalised: divide by how many paths a neighbour has, and by how many
+    neighbours: (n,) places of queries.  degree_normalised: divide by how many paths a neighbour has, and by how many
     activated paths lead to a strategy; without it, strategies with many paths are favoured.
     """
     edge, owner = query_path.of(neighbours)
@@ -195,12 +193,13 @@ def relevance(to_paths: Links, to_strategies: Links, similarities: Numbers, path
     """Return (strategies,) rho(m | q)."""
     mass = _mass(to_paths, similarities, paths)
     flow = mass[to_strategies.source] * to_strategies.factor * to_strategies.weight
-    return np.bincount(to_strategies.target, flow, strategies)
+    return _sums(to_strategies.target, flow, strategies)
 
 
 def probabilities(rho: Numbers, temperature: float) -> Numbers:
     """Return (strategies,) p(m | q), over the activated ones only; adds up to 1."""
-    return softmax(rho, temperature)
+    odds: Numbers = np.exp((rho - rho.max()) / temperature) if len(rho) else rho
+    return odds / odds.sum() if len(rho) else odds
 
 
 def uniform(links: Links) -> Links:
@@ -221,4 +220,9 @@ def sparse(sources: int, edges: Sequence[tuple[int, int, float]]) -> tuple[Spars
 
 def _mass(to_paths: Links, similarities: Numbers, paths: int) -> Numbers:
     """Return (paths,) what reaches each path: sum_i Sim(q, q_i) w_qt(i, j)."""
-    return np.bincount(to_paths.target, similarities[to_paths.source] * to_paths.factor * to_paths.weight, paths)
+    return _sums(to_paths.target, similarities[to_paths.source] * to_paths.factor * to_paths.weight, paths)
+
+
+def _sums(place: Places, amount: Numbers, places: int) -> Numbers:
+    """Return (places,) the sum of what falls on each place."""
+    return np.bincount(place, amount, places).astype(np.float64)  # integers when there is nothing

@@ -236,6 +236,14 @@ class EdgeStep(Record):
     trace_with: str | None = None
     trace_without: str | None = None
 
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.deltas and self.reward_with == self.reward_without:
+            raise ValueError("the gap is 0, which changes no weight, but there are deltas")
+        if len({(each.kind, each.source, each.target) for each in self.deltas}) < len(self.deltas):
+            raise ValueError("deltas name an edge twice")
+        return self
+
     @property
     def gap(self) -> float:
         """Return Delta R = R_with - R_without, in [-1, 1]."""
