@@ -16,10 +16,12 @@ from functools import cached_property, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Final, Literal
+from uuid import UUID
 
 from pydantic import Field, ValidationError
 
 from memweave.errors import InputError
+from memweave.graph_records import path_id
 from memweave.records import Name, Record
 
 LONGEST_PATH: Final = 256
@@ -72,6 +74,11 @@ class Machine(Record):
     states: tuple[State, ...]
     arcs: tuple[Arc, ...]
 
+    @property
+    def label(self) -> str:
+        """Return name and version, as a path keeps them: `cognitive@1`."""
+        return f"{self.name}@{self.version}"
+
     @cached_property
     def by_name(self) -> Mapping[str, State]:
         """Return the states by name."""
@@ -113,6 +120,10 @@ class Machine(Record):
         Of `A B A B A B`, `A B A B` stays: that a loop was taken again is told, how often is not.
         """
         return canonical(path)
+
+    def path_id(self, path: Sequence[str]) -> UUID:
+        """Return the id of the node of a canonical path; equal paths of equal machines are one node (B3)."""
+        return path_id(self.label, path)
 
 
 def canonical(path: Iterable[str]) -> tuple[str, ...]:

@@ -28,6 +28,8 @@ PromptRole = Literal[
     "executor_text",
     "graph_memory",
     "graph_memory_text",
+    "path_mapper",
+    "strategist",
     "episode_answer",
     "episode_memories",
     "episode_relevance",
