@@ -8,6 +8,7 @@ from memweave.memory_stores.engine import SearchConfig
 from memweave.memory_stores.in_use import bank_in_use, use_bank
 from memweave.memory_stores.opening import open_bank, reembed
 from memweave.memory_stores.store import MemoryStore
+from memweave.memory_stores.strategy_graph import ScoredStrategy, StrategyGraph, StrategySettings, open_strategies
 
 __all__ = [
     "Branch",
@@ -16,10 +17,14 @@ __all__ = [
     "MemoryBank",
     "MemoryStore",
     "RetrievedCase",
+    "ScoredStrategy",
     "SearchConfig",
+    "StrategyGraph",
+    "StrategySettings",
     "bank_in_use",
     "open_bank",
     "open_cases",
+    "open_strategies",
     "reembed",
     "retrieval_policy",
     "use_bank",

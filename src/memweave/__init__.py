@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from memweave.graphs.memento_feedback import record_feedback
     from memweave.graphs.memory_middleware import MemoryMiddleware
     from memweave.graphs.memory_r1 import create_memory_r1_agent
-    from memweave.memory_stores import CaseBank, MemoryBank, open_bank, open_cases
+    from memweave.memory_stores import CaseBank, MemoryBank, StrategyGraph, open_bank, open_cases, open_strategies
     from memweave.models import chat_model
     from memweave.records import IndexFilter, Memory, MemoryHit, MemoryOp, ProposedOp, Scope, Turn
 
@@ -30,6 +30,7 @@ _HOME = {
     "MemoryOp": "memweave.records",
     "ProposedOp": "memweave.records",
     "Scope": "memweave.records",
+    "StrategyGraph": "memweave.memory_stores",
     "Turn": "memweave.records",
     "chat_model": "memweave.models",
     "create_agemem_agent": "memweave.graphs.agemem",
@@ -37,6 +38,7 @@ _HOME = {
     "create_memory_r1_agent": "memweave.graphs.memory_r1",
     "open_bank": "memweave.memory_stores",
     "open_cases": "memweave.memory_stores",
+    "open_strategies": "memweave.memory_stores",
     "record_feedback": "memweave.graphs.memento_feedback",
 }
 
@@ -50,6 +52,7 @@ __all__ = [
     "MemoryOp",
     "ProposedOp",
     "Scope",
+    "StrategyGraph",
     "Turn",
     "chat_model",
     "create_agemem_agent",
@@ -57,6 +60,7 @@ __all__ = [
     "create_memory_r1_agent",
     "open_bank",
     "open_cases",
+    "open_strategies",
     "record_feedback",
 ]
 
