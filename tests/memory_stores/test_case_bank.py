@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from memweave.errors import EmbeddingMismatchError, InputError, UnknownMemoryError, UsageError
 from memweave.memory_stores import CaseBank, CaseSettings, open_bank, open_cases, retrieval_policy
 from memweave.memory_stores.case_head import QHead
-from memweave.memory_stores.case_retrieval import CosineTopK, NeuralQTopK, RandomK
+from memweave.memory_stores.case_kernel import Kernel
+from memweave.memory_stores.case_retrieval import CosineTopK, ECKernelSoftmax, Explore, NeuralQTopK, RandomK
 from memweave.records import Case, NewCase, OpStatus, ReplayRow, Scope, new_id
 
 PLAN = '{"plan": [{"id": 1, "description": "look it up"}]}'
@@ -112,6 +113,21 @@ def test_a_q_function_of_another_embedding_is_refused(bank: CaseBank, scope: Sco
     with pytest.raises(EmbeddingMismatchError, match="'minilm'"):
         bank.retrieve("q", scope=scope, policy=NeuralQTopK(QHead(*zeros, encoder="minilm")))
     assert bank.retrieve("q", scope=scope, policy=NeuralQTopK(QHead(*zeros, encoder="hashing:256")))
+
+
+def test_a_kernel_of_another_embedding_is_refused(bank: CaseBank, scope: Scope) -> None:
+    kernel = Kernel(weights=np.eye(3, dtype=np.float32), encoder="other")
+    with pytest.raises(EmbeddingMismatchError, match="other"):
+        bank.retrieve("feed", scope=scope, policy=ECKernelSoftmax(kernel=kernel))
+
+
+def test_experience_and_a_learned_kernel_decide_what_is_shown(bank: CaseBank, scope: Scope) -> None:
+    good, bad = (kept(bank, case(task), scope) for task in ("feed the cats", "feed the dogs"))
+    rows = [ReplayRow(query="feed them", case_id=each.id, reward=r) for each, r in ((good, 1.0), (bad, 0.0))]
+    bank.add_replay(rows, scope=scope)
+    kernel = Kernel(weights=np.eye(len(bank.embed(["x"])[0]), dtype=np.float32), encoder=bank.encoder)
+    policy = ECKernelSoftmax(bank.uses(scope=scope), kernel, Explore("topk"))
+    assert [found.case for found in bank.retrieve("feed them", scope=scope, k=2, policy=policy)] == [good, bad]
 
 
 def test_scopes_see_nothing_of_each_other(bank: CaseBank, scope: Scope) -> None:

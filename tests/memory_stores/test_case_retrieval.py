@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
@@ -29,6 +30,7 @@ from memweave.memory_stores.case_retrieval import (
     drawn,
     softmax,
 )
+from memweave.records import ReplayRow
 
 IDS = [UUID(int=i) for i in range(1, 5)]
 QUERY = CaseQuery("q", np.array([1, 0], dtype=np.float32))
@@ -178,6 +180,75 @@ def test_a_head_comes_back_from_its_file(tmp_path: Path, label: bool) -> None:
     assert (back.encoder, back.label_input, back.dimension) == ("e", label, 2)
     found = back.q(QUERY.vector, CANDIDATES.vectors, CANDIDATES.rewards)
     assert np.array_equal(found, head(label).q(QUERY.vector, CANDIDATES.vectors, CANDIDATES.rewards))
+
+
+def test_a_head_may_be_added_to_the_cosine() -> None:
+    policy = NeuralQTopK(head=head(), beside_cosine=True)
+    chosen = policy.choose(QUERY, CANDIDATES, 4, RNG(0))
+    q = head().q(QUERY.vector, CANDIDATES.vectors, CANDIDATES.rewards) + CANDIDATES.cosines
+    assert {c.index: pytest.approx(c.score, abs=1e-6) for c in chosen} == dict(enumerate(q))
+    assert [c.score for c in policy.choose(QUERY, CANDIDATES, 4, RNG(0))] == [c.score for c in chosen]
+
+
+@given(st.integers(0, 999))
+def test_many_cases_at_once_are_estimated_as_one_by_one(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    kernel = Kernel(("nec", "gaussian")[seed % 2], weights=rng.normal(size=(2, 3)).astype(np.float32), neighbours=2)  # type: ignore[arg-type]
+    queries, cases, q = rng.normal(size=(9, 3)).astype(np.float32), rng.integers(4, size=9), rng.random(9)
+    here = rng.normal(size=3).astype(np.float32)
+    found, values = kernel.estimates(kernel.mapped(here), kernel.mapped(queries), cases, q)
+    assert found.tolist() == sorted(set(cases.tolist()))
+    for case, value in zip(found, values, strict=True):
+        assert value == pytest.approx(kernel.estimate(here, Uses(queries[cases == case], q[cases == case])))
+
+
+def test_uses_are_the_experience_of_each_case() -> None:
+    rows = [ReplayRow(query="q", case_id=IDS[i], reward=r) for i, r in ((0, 1.0), (1, 0.0), (0, 0.5))]
+    found = uses_of(rows, np.arange(6, dtype=np.float32).reshape(3, 2))
+    assert {case: (uses.queries.tolist(), uses.q.tolist()) for case, uses in found.items()} == {
+        IDS[0]: ([[0, 1], [4, 5]], [1.0, 0.5]),
+        IDS[1]: ([[2, 3]], [0.0]),
+    }
+
+
+KERNEL = Kernel("gaussian", 0.25, np.array([[0, 1]], dtype=np.float32), neighbours=7, prior=2.5, encoder="e")
+
+
+def test_a_kernel_comes_back_from_its_file(tmp_path: Path) -> None:
+    KERNEL.save(tmp_path / "new" / "kernel.safetensors")
+    back = load_kernel(tmp_path / "new" / "kernel.safetensors")
+    assert np.array_equal(back.weights, KERNEL.weights)  # type: ignore[arg-type]
+    assert replace(back, weights=None) == replace(KERNEL, weights=None)
+    with pytest.raises(InputError, match="nothing to keep"):
+        Kernel().save(tmp_path / "none")
+
+
+def test_a_kernel_of_another_embedding_is_refused_by_name() -> None:
+    KERNEL.check("e", 2)
+    Kernel().check("whatever", 384)
+    for encoder, dimension in (("minilm", 2), ("e", 384)):
+        with pytest.raises(EmbeddingMismatchError, match=r"kernel was learned on embeddings 'e' \(2 dimensions\)"):
+            KERNEL.check(encoder, dimension)
+
+
+def test_files_that_are_no_kernel_are_refused(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    file = tmp_path / "f"
+    head().save(file)
+    with pytest.raises(InputError, match=r"holds no kernel.*memento-q --arm kernel"):
+        load_kernel(file)
+    KERNEL.save(file)
+    with pytest.raises(InputError, match="holds no Q-function"):
+        load_q_head(file)
+    tensors = {"weights": np.zeros((1, 2), dtype=np.float32)}
+    save_file(tensors, file, metadata={"memweave": "case-kernel", "format": "1", "encoder": "e", "kind": "nec"})
+    with pytest.raises(InputError, match="does not say which kernel"):
+        load_kernel(file)
+    with pytest.raises(SettingsError, match="no kernel 'best'"):
+        Kernel("best")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="shape"):
+        Kernel(weights=np.zeros(3, dtype=np.float32))
 
 
 def test_a_head_of_another_embedding_is_refused_by_name() -> None:

@@ -123,6 +123,39 @@ def test_in_label_mode_single_only_queries_with_one_case_count() -> None:
     assert len(learner.losses) == 1
 
 
+def test_in_label_mode_loo_cases_that_were_left_out_have_their_own_label_and_others_do_not_count() -> None:
+    made = OnlineCaseQ(NeuralQTopK(), D, "e", replace(FAST, label_mode="loo"))
+    rows = some_rows(3)
+    given = [
+        row.model_copy(update={"credit": credit}) for row, credit in zip(rows_of(1.0, 3), (1.0, None, 0.5), strict=True)
+    ]
+    made.observe(given, rows.queries[0], rows.cases, rows.case_rewards)
+    kept = made._seen.rows()
+    assert kept.rewards.tolist() == [1.0, 0.5]
+    assert np.array_equal(kept.cases, rows.cases[[0, 2]])
+    observe(made, 8)
+    assert len(made._seen) == 2
+
+
+def test_leaving_cases_out_tells_apart_two_that_are_always_shown_together() -> None:
+    """One of them solves half of the queries, the other does nothing; the reward of the set is the same for both (A5)."""
+    rng = np.random.default_rng(0)
+    both = rng.normal(size=(2, D)).astype(np.float32)
+    apart = {}
+    for mode in ("set", "loo"):
+        made = OnlineCaseQ(NeuralQTopK(), D, "e", replace(FAST, label_mode=mode))  # type: ignore[arg-type]
+        queries = rng.normal(size=(200, D)).astype(np.float32)
+        for query in queries:
+            solved = float(query[0] > 0)
+            credit = (0.5 + solved / 2, 0.5)
+            given = [row.model_copy(update={"credit": c}) for row, c in zip(rows_of(solved, 2), credit, strict=True)]
+            made.observe(given, query, both, np.ones(2))
+        q = [made.trainer.q(Rows(queries, np.tile(case, (200, 1)), np.ones(200), np.ones(200))) for case in both]
+        apart[mode] = float((q[0] - q[1]).mean())
+    assert abs(apart["set"]) < 0.05
+    assert apart["loo"] > 0.15
+
+
 def test_a_learner_goes_on_exactly_where_it_was(tmp_path: Path) -> None:
     whole = OnlineCaseQ(NeuralQTopK(), D, "e", FAST)
     observe(whole, 10)
