@@ -75,6 +75,8 @@ async def program_streams(
             with anyio.CancelScope(shield=True):
                 await _end(process)
             tasks.cancel_scope.cancel()
+            received.close()
+            sent.close()
 
 
 async def _receive(

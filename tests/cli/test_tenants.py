@@ -53,6 +53,7 @@ SCOPELESS = {
     "traces doctor": "traces belong to whoever may read the file: docs/tracing.md, Privacy",
     "traces export": "traces belong to whoever may read the file: docs/tracing.md, Privacy",
     "serve": "serves a policy and knows no memories",
+    "mcp": "reads from standard input until its client ends it: test_mcp.py has its probe",
 }
 
 

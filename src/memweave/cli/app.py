@@ -22,6 +22,7 @@ from memweave.cli.cases import cases_app
 from memweave.cli.demo import demo
 from memweave.cli.eval import eval_app
 from memweave.cli.eval_world import world_app
+from memweave.cli.mcp import mcp
 from memweave.cli.memory import memory_app
 from memweave.cli.pretrain import pretrain
 from memweave.cli.remember import ask, remember
@@ -37,6 +38,7 @@ app.command()(demo)
 app.command()(remember)
 app.command()(ask)
 app.command()(serve)
+app.command()(mcp)
 app.command()(train)
 app.command()(pretrain)
 eval_app.add_typer(world_app, name="world")
