@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -287,6 +288,33 @@ def test_a_learner_is_told_of_every_verified_task(run: Run, cases: CaseBank, sco
     assert np.allclose(query, cases.embed(["2 + 2?"])[0])
     assert np.allclose(vectors, cases.vectors([row.case_id for row in rows], scope=scope))
     assert {row.case_id: value for row, value in zip(rows, rewards, strict=True)} == {good.id: 1.0, bad.id: 0.0}
+
+
+class Watching(Learner):
+    """Notes what entered the bank, too."""
+
+    def grew(self, case: UUID) -> None:
+        self.seen.append((case,))
+
+
+def test_a_learner_that_watches_the_bank_is_told_of_the_new_case_first(run: Run, cases: CaseBank, scope: Scope) -> None:
+    known(cases, scope, "2 + 3?")
+    learner = Watching()
+    graph = agent([plan("a"), final("4"), plan("b"), final("11")], cases=cases, scope=scope, learner=learner)
+    run(graph, asking("2 + 2?", ground_truth="4"))
+    new = cases.cases(scope=scope)[-1]
+    assert [len(told) for told in learner.seen] == [1, 4]
+    assert learner.seen[0] == (new.id,)
+    run(graph, asking("2 + 9?"))  # not verified: it is not kept
+    assert len(learner.seen) == 2
+
+
+def test_what_cases_did_themselves_is_kept_beside_the_reward(run: Run, cases: CaseBank, scope: Scope) -> None:
+    first, second = known(cases, scope, "2 + 3?"), known(cases, scope, "2 + 4?")
+    record = run(agent([plan("a"), final("4")], cases=cases, scope=scope), asking("2 + 2?"))["record"]
+    record_feedback(cases, record, 1.0, scope=scope, credit={first.id: 0.5})
+    rows = {row.case_id: (row.reward, row.credit) for row in cases.replay(scope=scope)}
+    assert rows == {first.id: (1.0, 0.5), second.id: (1.0, None)}
 
 
 def preferring_failures(cases: CaseBank) -> QHead:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
@@ -12,13 +19,17 @@ from langchain_core.messages import HumanMessage
 
 from memweave.agents.planner import parse_plan_reply
 from memweave.errors import InputError
-from memweave.recipes.memento.arms import ARMS
+from memweave.memory_stores import open_cases
+from memweave.memory_stores.case_head import load_q_head
+from memweave.memory_stores.case_kernel import load_kernel
+from memweave.memory_stores.case_retrieval import TriedSets
+from memweave.recipes.memento.arms import ARMS, Given
 from memweave.recipes.memento.executing import FAILED, PlanWorldExecutor
 from memweave.recipes.memento.lessons import row, said
 from memweave.recipes.memento.script import ScriptedPlanner
-from memweave.recipes.memento.stream import StreamResult, StreamSettings, play
+from memweave.recipes.memento.stream import HEAD, KERNEL, SCOPE, Stream, StreamResult, StreamSettings, play
 from memweave.recipes.memento.teaching import Shown, arranged, plan_reply, shown, situation
-from memweave.worlds.planworld import LEXICON, PlanWorld, PlanWorldSettings
+from memweave.worlds.planworld import LEXICON, PlanWorld, PlanWorldSettings, score
 
 SMALL = StreamSettings(
     iterations=3, tasks=40, split="val", world=PlanWorldSettings(families=1, rules=4, plain=1, p_fail=0.0)
@@ -79,6 +90,94 @@ def test_the_q_function_is_learned_on_the_way_and_shuffled_rewards_are_dealt_out
     assert len(learned.unseen) == 8
 
 
+@pytest.mark.parametrize("arm", ["kernel", "soft-q", "neural-q-loo", "mu-grpo"])
+def test_every_learner_learns_on_the_way_and_leaves_its_weights(arm: str, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    settings = replace(SMALL, arm=arm, iterations=2)
+    result = play(settings, lambda seed: ScriptedPlanner(seed=seed), learned=tmp_path)
+    assert result.losses
+    assert all(math.isfinite(loss) for loss in result.losses)
+    assert result.cases == 80
+    files = {file.name for file in tmp_path.iterdir()}
+    if arm in ("kernel", "soft-q"):
+        assert files == {KERNEL}
+        assert load_kernel(tmp_path / KERNEL).encoder == "hashing:256"
+    else:
+        assert files == {HEAD}
+        assert load_q_head(tmp_path / HEAD).encoder == "hashing:256"
+
+
+def test_episodic_control_learns_no_weights(tmp_path: Path) -> None:
+    settings = replace(SMALL, arm="episodic", iterations=1)
+    result = play(settings, lambda seed: ScriptedPlanner(seed=seed), learned=tmp_path)
+    assert result.losses == ()
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def streaming(arm: str) -> Iterator[Stream]:
+    with TemporaryDirectory() as folder, open_cases(folder, embedding="hashing") as cases:
+        yield Stream(replace(SMALL, arm=arm), lambda seed: ScriptedPlanner(seed=seed), cases)
+
+
+def test_credit_is_what_playing_again_without_the_case_changes() -> None:
+    """The script goes by the most similar case that was solved; without it, by the next or by guess."""
+    pytest.importorskip("torch")
+    with streaming("neural-q-loo") as stream:
+        stream.iteration(0)
+        tasks = PlanWorld(SMALL.world).tasks("val", 12, SMALL.seed, iteration=1)
+        records = stream._played(tasks, 1)
+        rewards = [score(task, record.answer) for task, record in zip(tasks, records, strict=True)]
+        credits = stream._credits(tasks, records, rewards, 1)
+        for task, record, reward, credit in zip(tasks, records, rewards, credits, strict=True):
+            shown = [case.id for case in record.cases]
+            assert list(credit) == shown
+            for case in shown:
+                left = [other for other in shown if other != case]
+                (again,) = stream._played([task], 1, policy=Given({task.id: left}))
+                assert [other.id for other in again.cases] == left
+                assert credit[case] == (1 + reward - score(task, again.answer)) / 2
+        assert {value for credit in credits for value in credit.values()} >= {0.5, 1.0}
+        stream._keep(records, rewards, 1, 0, credits)
+        rows = stream.cases.replay(scope=SCOPE)[-sum(len(record.cases) for record in records) :]
+        assert [row.credit for row in rows] == [value for credit in credits for value in credit.values()]
+
+
+def test_of_several_sets_the_first_counts_and_the_learner_sees_all() -> None:
+    pytest.importorskip("torch")
+    with streaming("mu-grpo") as stream:
+        stream.iteration(0)
+        seen: list[TriedSets] = []
+        stream.learner = SimpleNamespace(learn=seen.extend)  # type: ignore[assignment]
+        tasks = PlanWorld(SMALL.world).tasks("val", 6, SMALL.seed, iteration=1)
+        records = stream._tried_sets(tasks, 1)
+        assert len(seen) == 6
+        for task, record, tried in zip(tasks, records, seen, strict=True):
+            assert tried.chosen.shape == (4, 4)
+            assert len({tuple(each) for each in tried.chosen.tolist()}) > 1
+            assert [case.id for case in record.cases] == [tried.candidates.ids[place] for place in tried.chosen[0]]
+            drawn_at = [math.log(case.probability or 0) for case in record.cases]
+            assert tried.log_probability[0] == pytest.approx(sum(drawn_at))
+            assert tried.rewards[0] == score(task, record.answer)
+        assert stream.cases.count(scope=SCOPE) == 40
+
+
+def test_without_cases_nothing_is_learned() -> None:
+    for arm in ("neural-q-loo", "kernel", "mu-grpo"):
+        assert played(arm, k=0, iterations=1, tasks=8).right == played("none", iterations=1, tasks=8).right
+
+
+def test_the_recipe_plays_any_arm_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    from memweave.cli.app import run
+
+    asked = ["train", "memento-q", "--arm", "kernel", "--base", "script", "--steps", "2", "--tasks", "40"]
+    assert run([*asked, "--out", str(tmp_path / "run"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert load_kernel(Path(found["kernel"])).weights is not None
+    assert found["head"] is None
+
+
 def test_repeated_tasks_have_a_cumulative_score() -> None:
     result = played("none", mode="repeated")
     assert len(set(result.right)) > 1  # sampled anew each time
@@ -101,8 +200,6 @@ def test_settings_that_cannot_be_are_refused(change: dict[str, object]) -> None:
 
 
 def test_every_arm_is_documented() -> None:
-    from pathlib import Path
-
     page = (Path(__file__).parents[2] / "docs" / "planworld.md").read_text()
     assert all(f"| `{arm}` |" in page for arm in ARMS)
 
