@@ -41,8 +41,8 @@ class ShownStrategy(Record):
     id: UUID
     version: Annotated[int, Field(ge=1)] = 1
     summary: str
-    relevance: float
-    """rho: the weighted similarity that reaches it."""
+    relevance: float | None = None
+    """rho: the weighted similarity that reaches it; `None` for one that the query does not activate."""
     probability: float | None = None
     """p: of its being drawn among the activated; `None` where nothing is drawn by it."""
 
