@@ -20,6 +20,7 @@ NAMES = (
     "agemem",
     "cases",
     "case_q",
+    "strategies",
     "loop_lag",
     "capture",
     "rows",

@@ -62,15 +62,6 @@ class Links:
 
 
 @dataclass(frozen=True, slots=True)
-class EdgeName:
-    """Which edge."""
-
-    kind: EdgeKind
-    source: UUID
-    target: UUID
-
-
-@dataclass(frozen=True, slots=True)
 class Gradient:
     """grad log p(m | q) in the weights of the activated edges."""
 
@@ -151,18 +142,20 @@ class Activation:
             surprise[to_strategies.target] * to_strategies.factor * mass[to_strategies.source] / self.temperature,
         )
 
-    def edge_names(self) -> tuple[list[EdgeName], list[EdgeName]]:
-        """Return which edges the two parts of a gradient belong to."""
+    def edges(self) -> list[tuple[EdgeKind, UUID, UUID]]:
+        """Return which edges a gradient belongs to, `query_path` before `path_strategy`: kind, source and target."""
         to_paths, to_strategies = self.query_path, self.path_strategy
-        first = [
-            EdgeName(EdgeKind.QUERY_PATH, self.neighbours[i], self.paths[j])
-            for i, j in zip(to_paths.source.tolist(), to_paths.target.tolist(), strict=True)
+        neighbours, paths, strategies = self.neighbours, self.paths, [strategy.id for strategy in self.strategies]
+        return [
+            *(
+                (EdgeKind.QUERY_PATH, neighbours[i], paths[j])
+                for i, j in zip(to_paths.source.tolist(), to_paths.target.tolist(), strict=True)
+            ),
+            *(
+                (EdgeKind.PATH_STRATEGY, paths[j], strategies[m])
+                for j, m in zip(to_strategies.source.tolist(), to_strategies.target.tolist(), strict=True)
+            ),
         ]
-        second = [
-            EdgeName(EdgeKind.PATH_STRATEGY, self.paths[j], self.strategies[m].id)
-            for j, m in zip(to_strategies.source.tolist(), to_strategies.target.tolist(), strict=True)
-        ]
-        return first, second
 
 
 def activated(

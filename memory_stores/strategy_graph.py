@@ -567,14 +567,13 @@ class StrategyGraph:
 
         Raises `ConflictError` when an edge of the step is not there any more.
         """
-        bounds, every = (self.settings.min_weight, self.settings.max_weight), self.settings.snapshot_every
-        with self._strategies.writing(scope) as tx:
-            update, weights = strategy_weights.take(
-                tx, self._partition(scope), step, bounds=bounds, snapshot_every=every
-            )
-        known = self._tables.get(scope)
-        if weights and known is not None and known.state.weights == update.version - 1:
-            self._remember(scope, known.after(weights, update.version))
+        bounds = self.settings.min_weight, self.settings.max_weight
+        with self._strategies.writing_weights(scope) as tx:
+            # Nobody else writes now: what the table says is what the ledger has.
+            table, weights = self._table(scope).stepped(step, bounds)
+            partition, every = self._partition(scope), self.settings.snapshot_every
+            update = strategy_weights.take(tx, partition, step, weights, snapshot_every=every)
+        self._remember(scope, table)
         return update
 
     def updates(self, *, scope: Scope, limit: int | None = None) -> list[WeightUpdate]:

@@ -38,6 +38,12 @@ class GraphStore(CaseStore):
             yield tx
         self._written()
 
+    @contextmanager
+    def writing_weights(self, scope: Scope) -> Iterator[LedgerTransaction]:
+        """Open a write transaction for weights only: no node changes, so the index need not follow."""
+        with self._write(scope) as tx:
+            yield tx
+
     def do(self, tx: LedgerTransaction, op: ProposedOp, scope: Scope, vectors: Mapping[str, Vector]) -> MemoryOp:
         """Apply one operation in an open transaction; see `MemoryStore.apply`."""
         return self._apply_one(tx, self._partition(scope), op, scope, vectors)

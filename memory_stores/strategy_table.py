@@ -11,7 +11,8 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from memweave.graph_records import Edge, EdgeKind, Strategy
+from memweave.errors import ConflictError
+from memweave.graph_records import Edge, EdgeKind, EdgeStep, Strategy
 from memweave.memory_stores.ledger import Ledger
 from memweave.memory_stores.rows import memory_of
 from memweave.memory_stores.schema import graph_edges, graph_paths, versions
@@ -76,14 +77,25 @@ class Table:
         """Return the edges of a kind."""
         return self.query_path if kind is EdgeKind.QUERY_PATH else self.path_strategy
 
-    def after(self, weights: Mapping[tuple[EdgeKind, UUID, UUID], float], version: int) -> Table:
-        """Return the table after a step that led to a version."""
-        changed = {kind: self.layer(kind).edges.weight.copy() for kind in EdgeKind}
-        for (kind, source, target), weight in weights.items():
-            place = self.layer(kind).place.get((source, target))
-            if place is not None:
-                changed[kind][place] = weight
-        return self.with_weights(changed, version)
+    def stepped(self, step: EdgeStep, bounds: tuple[float, float]) -> tuple[Table, list[tuple[int, float]]]:
+        """Return the graph after a step, and position and weight of the edges that it touched.
+
+        Raises `ConflictError` when an edge of the step is not in the graph.
+        """
+        weights = {kind: self.layer(kind).edges.weight.copy() for kind in EdgeKind}
+        touched = []
+        for delta in step.deltas:
+            layer = self.layer(delta.kind)
+            place = layer.place.get((delta.source, delta.target))
+            if place is None:
+                raise ConflictError(
+                    f"the edge {delta.source} -> {delta.target} of this step is not in the graph (any more). "
+                    "Activate again and make a new step; nothing was changed."
+                )
+            weight = min(max(float(weights[delta.kind][place]) + delta.delta, bounds[0]), bounds[1])
+            weights[delta.kind][place] = weight
+            touched.append((int(layer.position[place]), weight))
+        return self.with_weights(weights, self.state.weights + bool(touched)), touched
 
     def with_weights(self, weights: Mapping[EdgeKind, Numbers], version: int) -> Table:
         """Return the same graph with other weights, (edges,) of each kind."""

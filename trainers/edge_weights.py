@@ -53,13 +53,14 @@ class Reinforce:
             raise IndexError(f"there is no strategy {chosen} among {len(activation.strategies)} activated ones")
         gradient = activation.gradient(chosen)
         gap = reward_with - reward_without
-        changes = self.learning_rate * gap * np.concatenate([gradient.query_path, gradient.path_strategy])
-        first, second = activation.edge_names() if gap else ([], [])
-        deltas = tuple(
-            EdgeDelta.model_construct(kind=edge.kind, source=edge.source, target=edge.target, delta=change)
-            for edge, change in zip([*first, *second], changes.tolist() if gap else [], strict=True)
-            if change
-        )
+        deltas: tuple[EdgeDelta, ...] = ()
+        if gap:
+            changes = self.learning_rate * gap * np.concatenate([gradient.query_path, gradient.path_strategy])
+            deltas = tuple(
+                EdgeDelta.model_construct(kind=kind, source=source, target=target, delta=delta)
+                for (kind, source, target), delta in zip(activation.edges(), changes.tolist(), strict=True)
+                if delta
+            )
         return EdgeStep(
             query=activation.query,
             query_id=activation.query_id,

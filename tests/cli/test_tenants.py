@@ -10,7 +10,8 @@ import pytest
 import typer
 
 from memweave.cli.app import app
-from memweave.memory_stores import CaseBank, open_bank
+from memweave.graph_records import NewQuery, NewStrategy, RolloutOutcome, StrategyKind
+from memweave.memory_stores import CaseBank, StrategyGraph, open_bank
 from memweave.records import MemoryOp, NewCase, OpKind, ProposedOp, Scope, Turn
 
 if TYPE_CHECKING:
@@ -36,6 +37,12 @@ PROBES = {
     "cases list": ["cases", "list"],
     "cases export": ["cases", "export"],
     "cases import": ["cases", "import", "pool.jsonl"],
+    "strategies list": ["strategies", "list"],
+    "strategies check": ["strategies", "check"],
+    "strategies versions": ["strategies", "versions"],
+    "strategies rollback": ["strategies", "rollback", "1"],
+    "strategies export": ["strategies", "export"],
+    "strategies import": ["strategies", "import", "graph.jsonl"],
 }
 SCOPELESS = {
     "demo": "writes to a folder and user of its own",
@@ -93,16 +100,24 @@ def op(cli: Cli, tmp_path: Path) -> MemoryOp:
         bank.apply([own], scope=Scope(user="carl"))
         case = NewCase(task=f"tune the {SECRET}", plan=SECRET, reward=1.0)
         CaseBank(bank).write(case, scope=VICTIM)
+        graph = StrategyGraph(bank)
+        for owner, word in ((VICTIM, SECRET), (Scope(user="carl"), "boat")):
+            taken = RolloutOutcome(states=("Start", "End"), reward=1.0)
+            graph.add(NewQuery(text=f"who has a {word}?"), [taken], scope=owner)
+            new = NewStrategy(summary=f"look at the {word}", kind=StrategyKind.POSITIVE, score=50)
+            graph.write(new, [path.id for path in graph.paths(scope=owner)], scope=owner, reason=word)
+        (tmp_path / "graph.jsonl").write_text("\n".join(graph.export(scope=Scope(user="carl"))))
         (tmp_path / "pool.jsonl").write_text(json.dumps({"question": "Who?", "plan": "ask", "reward": 1}))
         (tmp_path / "exported.jsonl").write_text("\n".join(bank.export(scope=Scope(user="carl"))))
     return done
 
 
-def state(home: Path) -> tuple[list[str], int, int, int]:
+def state(home: Path) -> tuple[list[str], int, int, int, list[str]]:
     with open_bank(home) as bank:
         texts = [memory.text for memory in bank.memories(scope=VICTIM)]
         cases = CaseBank(bank).count(scope=VICTIM)
-        return texts, len(bank.log(scope=VICTIM)), len(bank.turns(scope=VICTIM)), cases
+        graph = [line for line in StrategyGraph(bank).export(scope=VICTIM) if "exported_at" not in line]
+        return texts, len(bank.log(scope=VICTIM)), len(bank.turns(scope=VICTIM)), cases, graph
 
 
 @pytest.mark.parametrize("other", OTHERS, ids=str)

@@ -27,6 +27,7 @@ from memweave.cli.memory import memory_app
 from memweave.cli.pretrain import pretrain
 from memweave.cli.remember import ask, remember
 from memweave.cli.serve import serve
+from memweave.cli.strategies import strategies_app
 from memweave.cli.traces import traces_app
 from memweave.cli.train import train
 from memweave.errors import MemweaveError
@@ -44,6 +45,7 @@ app.command()(pretrain)
 eval_app.add_typer(world_app, name="world")
 app.add_typer(memory_app, name="memory")
 app.add_typer(cases_app, name="cases")
+app.add_typer(strategies_app, name="strategies")
 app.add_typer(eval_app, name="eval")
 app.add_typer(traces_app, name="traces")
 
