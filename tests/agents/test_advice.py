@@ -8,8 +8,8 @@ from memweave.agents.advice import BUDGET, CLOSING, OPENING, advice_line, render
 from memweave.agents.run_log import read_run
 from memweave.agents.strategist import Proposal, RuleStrategist
 from memweave.errors import SettingsError
-from memweave.graph_records import NewStrategy, Principle, Strategy, StrategyKind
-from memweave.records import Scope, new_id, utc_now
+from memweave.graph_records import Principle, Strategy, StrategyKind
+from memweave.records import Scope, new_id, storable, utc_now
 from tests.agents.logged import QUESTION, tagged
 from tests.agents.test_strategist import SEQUENTIAL, SINGLE, asked
 
@@ -101,17 +101,13 @@ def test_what_the_mapper_reads_as_question_is_without_the_advice() -> None:
     assert run.question == QUESTION
 
 
-@given(
-    st.lists(st.tuples(st.text(min_size=1).filter(str.strip), st.lists(st.text(min_size=1), max_size=2)), max_size=4),
-    st.integers(1, 400),
-)
-def test_the_budget_holds_and_every_strategy_is_accounted_for(given_: list[tuple[str, list[str]]], budget: int) -> None:
-    strategies = [
-        strategy(summary.encode("utf-8", "replace").decode().replace("\0", "?"), *(p.encode("utf-8", "replace").decode().replace("\0", "?") for p in principles))
-        for summary, principles in given_
-    ]  # fmt: skip
+TEXTS = st.text(min_size=1, max_size=100).map(storable).filter(str.strip)
+
+
+@given(st.lists(st.tuples(TEXTS, st.lists(TEXTS, max_size=2)), max_size=4), st.integers(1, 400))
+def test_the_budget_holds_and_every_strategy_is_accounted_for(said: list[tuple[str, list[str]]], budget: int) -> None:
+    strategies = [strategy(summary, *principles) for summary, principles in said]
     advice = render_advice(strategies, budget=budget)
     assert len(advice.text) <= budget
     assert len(advice.shown) + len(advice.left_out) == len(strategies)
     assert set(advice.shortened) <= set(advice.shown)
-    assert NewStrategy.model_fields.keys() <= Strategy.model_fields.keys()

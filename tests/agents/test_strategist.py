@@ -322,9 +322,17 @@ def test_a_model_that_is_away_raises_and_one_that_refuses_is_a_named_failure(ask
     assert found == NoStrategy(kind="no_reply", text="too long")
 
 
-@given(st.recursive(st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
-                        ["decision", "meta_cognition", "summary", "strategy_principles", "principle", "overall_confidence"]), inner), max_leaves=8))  # fmt: skip
+KEYS = st.sampled_from(
+    ["decision", "meta_cognition", "summary", "strategy_principles", "principle", "overall_confidence"]
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner),
+    max_leaves=8,
+)
+
+
+@given(JSON)
 def test_no_reply_raises_anything_else(value: Any) -> None:
     whole = {"decision": "create", "meta_cognition": {"summary": "Consider this.", "strategy_principles": value}}
     for text in (json.dumps(value), json.dumps(whole), json.dumps({"decision": "update", "meta_cognition": value})):
