@@ -49,11 +49,17 @@ class Strategies:
         return self._source if isinstance(self._source, StrategyGraph) else await asyncio.to_thread(self.get)
 
     def _check(self, graph: StrategyGraph) -> None:
-        machine, built = self._machine, graph.settings.machine
-        if machine is not None and built not in (machine.name, machine.label):
-            raise SettingsError(
-                f"the graph holds paths of the machine {built!r}, and the mapper maps to {machine.label!r}: give both the same one"
-            )
+        if self._machine is not None:
+            check_machine(graph, self._machine)
+
+
+def check_machine(graph: StrategyGraph, machine: Machine) -> None:
+    """Raise `SettingsError` when a graph holds paths of another machine."""
+    built = graph.settings.machine
+    if built not in (machine.name, machine.label):
+        raise SettingsError(
+            f"the graph holds paths of the machine {built!r}, and the mapper maps to {machine.label!r}: give both the same one"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,233 @@
+"""What a run teaches once its worth is known: at its end, or when the user says so (specification, sections 2.4 and 2.5).
+
+Experience (the query, its path, a strategy) needs one run. Weights need a gap, and a gap needs two rollouts of one query, with a strategy
+and without: a single verdict says nothing of what the answer would have been without the advice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from memweave.agents.path_mapper import MapperLike, as_mapper
+from memweave.agents.run_log import RunLog, read_run, read_trace
+from memweave.agents.strategist import StrategistLike, as_strategist
+from memweave.errors import ConflictError, InputError, RewardError
+from memweave.graph_records import RolloutOutcome, Strategy
+from memweave.graphs.agemem_state import ROLE
+from memweave.graphs.graph_memory_guidance import check_machine
+from memweave.graphs.graph_memory_induction import (
+    Draft,
+    Induction,
+    Material,
+    Taught,
+    Walked,
+    source_of_runs,
+    taught,
+    write_draft,
+)
+from memweave.graphs.graph_memory_pairing import Pairing, WeightRow
+from memweave.graphs.graph_memory_play import Failure, QueryTask, name_of
+from memweave.graphs.graph_memory_state import RolloutRecord
+from memweave.memory_stores.strategy_graph import StrategyGraph
+from memweave.records import Record, Scope
+from memweave.tracing.records import Trace
+
+FinishedRun = RolloutRecord | Trace | Mapping[str, Any]
+"""A run that is over: its record, what the agent returned, or its trace."""
+
+
+class Learned(Record):
+    """What a run has taught."""
+
+    query_id: str
+    """Of the query in the graph."""
+    outcome: RolloutOutcome | None = None
+    """Its path and its worth; `None` when it fits no path."""
+    taught: Taught | None = None
+    update: WeightRow | None = None
+    """Of the weights, by paired rollouts."""
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A run whose worth is known."""
+
+    task: QueryTask
+    log: RunLog
+    run: str
+    trace_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Learns from one run at a time.
+
+    pairing: measures gaps, for tasks whose answers it can tell the worth of; `None`: weights are left alone.
+    """
+
+    induction: Induction
+    pairing: Pairing | None = None
+
+    def learn(self, memory: StrategyGraph, lesson: Lesson, *, scope: Scope) -> Learned:
+        """Put a run into the graph, make of it what can be made, and measure a gap where that is allowed."""
+        name = name_of(lesson.task)
+        walked = self.induction.walked(lesson.log, lesson.trace_id, name)
+        found = Learned(query_id=name)
+        if isinstance(walked, Failure):
+            found = found.model_copy(update={"failures": (walked,)})
+        else:
+            material, existing = self._prepared(memory, lesson, walked, scope)
+            draft = None if material.case == "none" else self.induction.draft(material, existing, lesson.run)
+            found = _told(memory, found, walked, material, draft, scope)
+        if self.pairing is None:
+            return found
+        row, failures = self.pairing.try_out(memory, lesson.task, scope=scope, run=lesson.run)
+        return _updated(found, row, failures)
+
+    async def alearn(self, memory: StrategyGraph, lesson: Lesson, *, scope: Scope) -> Learned:
+        """Do what `learn` does, without blocking."""
+        name = name_of(lesson.task)
+        walked = await self.induction.awalked(lesson.log, lesson.trace_id, name)
+        found = Learned(query_id=name)
+        if isinstance(walked, Failure):
+            found = found.model_copy(update={"failures": (walked,)})
+        else:
+            material, existing = await asyncio.to_thread(self._prepared, memory, lesson, walked, scope)
+            draft = None if material.case == "none" else await self.induction.adraft(material, existing, lesson.run)
+            found = await asyncio.to_thread(_told, memory, found, walked, material, draft, scope)
+        if self.pairing is None:
+            return found
+        row, failures = await self.pairing.atry_out(memory, lesson.task, scope=scope, run=lesson.run)
+        return _updated(found, row, failures)
+
+    def _prepared(
+        self, memory: StrategyGraph, lesson: Lesson, walked: Walked, scope: Scope
+    ) -> tuple[Material, list[Strategy]]:
+        source = source_of_runs(lesson.task, [lesson.log])
+        material = self.induction.material(memory, lesson.task, [walked.outcome], source, scope=scope, run=lesson.run)
+        return material, [] if material.case == "none" else memory.strategies(scope=scope)
+
+
+def _told(
+    memory: StrategyGraph, found: Learned, walked: Walked, material: Material, draft: Draft | None, scope: Scope
+) -> Learned:
+    """Return what was learned, with the draft written."""
+    row = (
+        taught(material, "none", "a right answer alone teaches nothing; the path is kept")
+        if draft is None
+        else write_draft(memory, material, draft, scope=scope)
+    )
+    failures = (draft.failure,) if draft and draft.failure else ()
+    return found.model_copy(update={"outcome": walked.outcome, "taught": row, "failures": failures})
+
+
+def _updated(found: Learned, row: WeightRow | None, failures: tuple[Failure, ...]) -> Learned:
+    return found.model_copy(update={"update": row, "failures": (*found.failures, *failures)})
+
+
+# the user's word
+
+
+def record_feedback(
+    memory: StrategyGraph,
+    run: FinishedRun,
+    reward: float,
+    *,
+    scope: Scope,
+    mapper: MapperLike = "rule",
+    strategist: StrategistLike = "rule",
+    positive: bool = False,
+    borrow: bool = True,
+    pairing: Pairing | None = None,
+) -> Learned:
+    """Put a finished run into the graph with the reward that the user gave it, and make of it what can be made.
+
+    run: what the agent returned, its `record` (`agent.get_state(thread).values["record"]`), or the run's trace.  reward: in [0, 1]; 1 is a
+    success, everything below is none.  mapper, strategist, positive, borrow: as in `create_graph_memory_agent`.
+    pairing: also measure the gap of a strategy on this query (`paired_rollouts`) and move the weights; its rollout graph has to know by
+    itself what an answer is worth, as the user's word is about this one answer.
+
+    A run that fits no path is data: `Learned.failures` says why. Raises `RewardError` for what is no reward, `ConflictError` when the run
+    is in the graph already, `InputError` for what is no finished run.
+    """
+    learning, lesson = _lesson(memory, run, reward, mapper, strategist, positive, borrow, pairing)
+    _refuse_known(memory, lesson, scope)
+    return learning.learn(memory, lesson, scope=scope)
+
+
+async def arecord_feedback(
+    memory: StrategyGraph,
+    run: FinishedRun,
+    reward: float,
+    *,
+    scope: Scope,
+    mapper: MapperLike = "rule",
+    strategist: StrategistLike = "rule",
+    positive: bool = False,
+    borrow: bool = True,
+    pairing: Pairing | None = None,
+) -> Learned:
+    """Do what `record_feedback` does, without blocking."""
+    learning, lesson = _lesson(memory, run, reward, mapper, strategist, positive, borrow, pairing)
+    await asyncio.to_thread(_refuse_known, memory, lesson, scope)
+    return await learning.alearn(memory, lesson, scope=scope)
+
+
+def _lesson(
+    memory: StrategyGraph,
+    run: FinishedRun,
+    reward: float,
+    mapper: MapperLike,
+    strategist: StrategistLike,
+    positive: bool,
+    borrow: bool,
+    pairing: Pairing | None,
+) -> tuple[Learning, Lesson]:
+    if isinstance(reward, bool):
+        reward = float(reward)
+    if not isinstance(reward, int | float) or not math.isfinite(reward) or not 0 <= reward <= 1:
+        raise RewardError(f"a reward of {reward!r:.40} is none: give a number from 0 to 1")
+    paths = as_mapper(mapper)
+    check_machine(memory, paths.machine)
+    induction = Induction(
+        paths, as_strategist(strategist, paths.machine), positive=positive, borrow=borrow, same_text=True
+    )
+    lesson = lesson_of_trace(run, reward) if isinstance(run, Trace) else lesson_of(_record_in(run), reward)
+    return Learning(induction, pairing), lesson
+
+
+def lesson_of(record: RolloutRecord, reward: float) -> Lesson:
+    """Return what a record teaches with a reward. A run without an id of its query is a query of its own."""
+    log = read_run(record.dialogue, reward=reward, question=record.query)
+    task = QueryTask(
+        text=record.query,
+        query_id=record.about.task_id or f"run:{record.run_id}",
+        ground_truth=record.about.ground_truth,
+        family=record.about.family,
+    )
+    return Lesson(task, log, record.run_id)
+
+
+def lesson_of_trace(trace: Trace, reward: float) -> Lesson:
+    """Return what a trace teaches with a reward. Raises `InputError` when no agent replied in it."""
+    log = read_trace(trace, reward=reward, role=ROLE)
+    task = QueryTask(text=log.question, query_id=trace.group or f"run:{trace.id}")
+    return Lesson(task, log, str(trace.id), str(trace.id))
+
+
+def _record_in(run: RolloutRecord | Mapping[str, Any]) -> RolloutRecord:
+    record = run if isinstance(run, RolloutRecord) else run.get("record")
+    if not isinstance(record, RolloutRecord):
+        raise InputError("This is no finished run: it has no record. Pass what the agent returned at its end")
+    return record
+
+
+def _refuse_known(memory: StrategyGraph, lesson: Lesson, scope: Scope) -> None:
+    name = name_of(lesson.task)
+    if memory.query(name, scope=scope) is not None:
+        raise ConflictError(f"the query {name!r} is in the graph already: a run is learned from once")
