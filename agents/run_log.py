@@ -34,7 +34,7 @@ _RESPONSE: Final = re.compile(r"<tool_response>(.*?)(?:</tool_response>|\Z)", re
 _ADVICE: Final = re.compile(r"<advice>.*?</advice>", re.DOTALL)
 _TAG: Final = re.compile(r"<(?:tool_call|answer)>")
 _THOUGHT: Final = re.compile(r"<think>(.*?)</think>", re.DOTALL)
-_ERROR: Final = re.compile(r"\s*(?:error\b|traceback \(most recent)", re.IGNORECASE)
+_ERROR: Final = re.compile(r"\s*(?:error\s*:|traceback \(most recent)", re.IGNORECASE)
 
 
 class Call(Record):
@@ -47,6 +47,10 @@ class Call(Record):
     def words(self) -> str:
         """Return what is asked for: the texts and numbers among the arguments."""
         return " ".join(_leaves(self.arguments))
+
+
+UNKNOWN: Final = Call(name="unknown")
+"""A call of which only the result was logged."""
 
 
 class Result(Record):
@@ -87,16 +91,21 @@ class RunLog(Record):
 
 
 def read_run(
-    messages: Sequence[BaseMessage] | Sequence[ChatMessage], *, reward: float | None, question: str | None = None
+    messages: Sequence[BaseMessage] | Sequence[ChatMessage],
+    *,
+    reward: float | None,
+    question: str | None = None,
+    carried_out: Sequence[tuple[Call, str]] = (),
 ) -> RunLog:
     """Return the run that messages tell of. reward: of its answer, in [0, 1].
 
     question: what was asked; by default the last message of a user that is no result, no advice and no error. What stands before it, an
-    earlier round of a chat for example, is left out.
+    earlier round of a chat for example, is left out.  carried_out: calls and the texts that they returned, in order, for logs that keep
+    messages as text, where a native call with text beside it cannot be seen.
 
     Raises `InputError` when nobody asks anything, `RewardError` for what is no reward.
     """
-    return _run([_Said.of(message) for message in messages], question, reward)
+    return _run([_Said.of(message) for message in messages], question, reward, carried_out)
 
 
 def read_trace(trace: Trace, *, reward: float | None = None, role: str | None = None) -> RunLog:
@@ -141,7 +150,9 @@ class _Said:
         return _Said(role, message.text, calls, failed, message.name not in NO_QUESTION)
 
 
-def _run(said: Sequence[_Said], question: str | None, reward: float | None) -> RunLog:
+def _run(
+    said: Sequence[_Said], question: str | None, reward: float | None, carried_out: Sequence[tuple[Call, str]] = ()
+) -> RunLog:
     if reward is not None and not (math.isfinite(reward) and 0 <= reward <= 1):
         raise RewardError(f"a reward of {reward} is none: give a number from 0 to 1")
     start = _asking(said, question)
@@ -151,7 +162,7 @@ def _run(said: Sequence[_Said], question: str | None, reward: float | None) -> R
         raise InputError("Nobody asks anything in these messages: give the question")
     later = said if start is None else said[start + 1 :]
     tags = any(_TAG.search(each.text) for each in later if each.role == "assistant")
-    return RunLog(question=asked, rounds=tuple(_rounds(_split(later), tags)), reward=reward)
+    return RunLog(question=asked, rounds=tuple(_rounds(_split(later), tags, carried_out)), reward=reward)
 
 
 def _asking(said: Sequence[_Said], question: str | None) -> int | None:
@@ -182,20 +193,30 @@ def _split(said: Iterable[_Said]) -> Iterator[_Said]:
         yield _Said("assistant", each.text[at:])
 
 
-def _rounds(said: Iterable[_Said], tags: bool) -> list[Round]:
+def _rounds(said: Iterable[_Said], tags: bool, carried_out: Sequence[tuple[Call, str]]) -> list[Round]:
     """Return the turns of an agent. tags: whether it speaks the text protocol, where a text without tags is no answer."""
     rounds: list[Round] = []
+    unseen = list(carried_out)
     for each in said:
         if each.role == "assistant":
             if each.text.strip() or each.calls:
                 rounds.append(_turn(each, tags))
         elif rounds and (each.role == "tool" or _RESPONSE.search(each.text)):
-            texts = _RESPONSE.findall(each.text) or [each.text]
-            found = [
-                Result(text=storable(text).strip(), failed=each.failed or bool(_ERROR.match(text))) for text in texts
-            ]
-            rounds[-1] = rounds[-1].model_copy(update={"results": (*rounds[-1].results, *found)})
+            for text in _RESPONSE.findall(each.text) or [each.text]:
+                result = Result(text=storable(text).strip(), failed=each.failed or bool(_ERROR.match(text)))
+                rounds[-1] = _returned(rounds[-1], result, unseen)
     return rounds
+
+
+def _returned(turn: Round, result: Result, unseen: list[tuple[Call, str]]) -> Round:
+    """Return a turn with one more result. A turn without a call for it was text beside a call: its thought, and no answer."""
+    place = next((i for i, (_, text) in enumerate(unseen) if text.strip() == result.text), None)
+    call = UNKNOWN if place is None else unseen.pop(place)[0]
+    results = (*turn.results, result)
+    if len(turn.calls) >= len(results):
+        return turn.model_copy(update={"results": results})
+    think = " ".join(part for part in (turn.think, turn.answer) if part)
+    return turn.model_copy(update={"calls": (*turn.calls, call), "results": results, "think": think, "answer": None})
 
 
 def _turn(said: _Said, tags: bool) -> Round:

@@ -50,9 +50,12 @@ def tagged(*steps: Step, question: str = QUESTION) -> list[BaseMessage]:
     return said
 
 
+FRIEND = ("friend of Anna", "Anna's friend is Boris.")
+MISS = ("friend of Anna", "Nothing was found.")
+BOSS = ("boss of Boris", "The boss of Boris is Clara.")
 CHAIN: tuple[Step, ...] = (
-    ("", [("friend of Anna", "Anna's friend is Boris.")]),
-    ("", [("boss of Boris", "The boss of Boris is Clara.")]),
+    ("", [FRIEND]),
+    ("", [BOSS]),
     "Clara",
 )
 

@@ -24,7 +24,7 @@ from memweave.agents.path_mapper import (
 from memweave.agents.run_log import RunLog, read_run
 from memweave.errors import ModelReplyError, SettingsError, UnavailableError
 from memweave.testing.models import ScriptedChatModel
-from tests.agents.logged import CHAIN, native, run, tagged
+from tests.agents.logged import BOSS, CHAIN, FRIEND, MISS, native, run, tagged
 from tests.agents.test_cognition import CASE_2, SMALL
 from tests.agents.test_run_log import MESSAGES
 
@@ -39,10 +39,6 @@ UNREMARKABLE = {
     "End",
 }
 """States that paths share, left out where paths are compared."""
-
-FRIEND = ("friend of Anna", "Anna's friend is Boris.")
-MISS = ("friend of Anna", "Nothing was found.")
-BOSS = ("boss of Boris", "The boss of Boris is Clara.")
 
 
 def states(log: RunLog, machine: Machine = FINE) -> list[str]:

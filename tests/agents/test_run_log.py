@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
-from memweave.agents.run_log import read_run, read_trace
+from memweave.agents.run_log import UNKNOWN, read_run, read_trace
 from memweave.errors import InputError, RewardError
 from memweave.records import utc_now
 from memweave.tracing.reading import chat_messages, tool_calls
 from memweave.tracing.records import Generation, Score, Trace
-from tests.agents.logged import CHAIN, QUESTION, native, tagged
+from tests.agents.logged import CHAIN, FRIEND, QUESTION, native, tagged
 
 
 def told(messages: list[BaseMessage]) -> list[tuple[list[str], list[str], str | None]]:
@@ -83,6 +83,17 @@ def test_a_trace_without_a_reply_or_a_question_is_refused() -> None:
 def test_the_messages_of_a_record_tell_the_run_too() -> None:
     assert read_run(chat_messages(tagged(*CHAIN)), reward=1.0) == read_run(tagged(*CHAIN), reward=1.0)
     assert read_run(chat_messages(native(*CHAIN)), reward=1.0) == read_run(native(*CHAIN), reward=1.0)
+
+
+def test_a_call_that_a_record_does_not_show_is_known_by_its_result() -> None:
+    """A record keeps messages as text, and of a native reply with text beside its calls only the text."""
+    messages = native(("I look it up.", [FRIEND]), *CHAIN[1:])
+    shown = chat_messages(messages)
+    full = read_run(messages, reward=1.0)
+    calls = [(call, result.text) for each in full.rounds for call, result in zip(each.calls, each.results, strict=True)]
+    assert read_run(shown, reward=1.0, carried_out=calls) == full
+    first = read_run(shown, reward=1.0).rounds[0]
+    assert (first.calls, first.answer, first.think) == ((UNKNOWN,), None, "I look it up.")
 
 
 def test_a_whole_run_in_one_text_is_cut_into_its_turns() -> None:

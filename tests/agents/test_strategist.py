@@ -30,13 +30,11 @@ from memweave.errors import ModelReplyError, SettingsError, UnavailableError
 from memweave.graph_records import NewStrategy, Principle, Strategy, StrategyKind
 from memweave.records import Scope, new_id, utc_now
 from memweave.testing.models import ScriptedChatModel
-from tests.agents.logged import CHAIN, QUESTION, run
+from tests.agents.logged import CHAIN, FRIEND, MISS, QUESTION, run
 from tests.agents.test_cognition import SMALL, walk
 
 FINE = load_machine("cognitive")
 SOURCE = Source(question=QUESTION, answers=("Clara",), found=("Anna's friend is Boris since 1987.",))
-FRIEND = ("friend of Anna", "Anna's friend is Boris.")
-MISS = ("friend of Anna", "Nothing was found.")
 
 
 def path(*steps: Any, reward: float) -> tuple[str, ...]:
