@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from memweave.graphs.agemem import create_agemem_agent
+    from memweave.graphs.graph_memory import create_graph_memory_agent
     from memweave.graphs.memento import create_memento_agent
     from memweave.graphs.memento_feedback import record_feedback
     from memweave.graphs.memory_middleware import MemoryMiddleware
@@ -34,6 +35,7 @@ _HOME = {
     "Turn": "memweave.records",
     "chat_model": "memweave.models",
     "create_agemem_agent": "memweave.graphs.agemem",
+    "create_graph_memory_agent": "memweave.graphs.graph_memory",
     "create_memento_agent": "memweave.graphs.memento",
     "create_memory_r1_agent": "memweave.graphs.memory_r1",
     "open_bank": "memweave.memory_stores",
@@ -56,6 +58,7 @@ __all__ = [
     "Turn",
     "chat_model",
     "create_agemem_agent",
+    "create_graph_memory_agent",
     "create_memento_agent",
     "create_memory_r1_agent",
     "open_bank",
