@@ -254,7 +254,7 @@ class WeightUpdate(Record):
     """A step that was taken, as the graph keeps it."""
 
     query: Text
-    query_id: Name | None
+    query_id: Name | None = None
     strategy_id: UUID
     probability: float
     reward_with: float
