@@ -21,12 +21,12 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Checkpointer
 
-from memweave.agents.calculator import calculator
 from memweave.agents.context import ContextCounter, estimate_context
 from memweave.agents.llm import DEFAULT_TIMEOUT, PolicyLike, as_judge
 from memweave.agents.prompts import PromptRole, load_prompt
 from memweave.agents.rendering import Profile
 from memweave.agents.roles import JudgeRequest
+from memweave.agents.tools.calculator import calculator
 from memweave.errors import SettingsError
 from memweave.graphs.agemem_state import Protocol
 from memweave.graphs.agemem_steps import check_limit, protocol_for

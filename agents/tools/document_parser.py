@@ -37,12 +37,19 @@ def pdf(file: Path) -> str:
     reader = PdfReader(file)
     if reader.is_encrypted and not reader.decrypt(""):
         raise Unreadable("is encrypted and needs a password. Use another source.")
-    parts: list[str] = []
+    pages, parts, size = len(reader.pages), list[str](), 0
     for number, page in enumerate(reader.pages[:PAGES], start=1):
         parts.append(f"## Page {number}\n\n{page.extract_text().strip()}")
-        if sum(map(len, parts)) > TEXT:
+        size += len(parts[-1])
+        if size > TEXT:
             break
-    return "\n\n".join(parts)
+    text = "\n\n".join(parts)
+    if len(parts) == pages:
+        return text
+    # At the head: whoever reads the first part of a long text alone has to know it too.
+    read = f"{len(parts)} pages" if size <= TEXT else f"{TEXT} characters, up to page {len(parts)},"
+    note = f"[The document has {pages} pages. Its first {read} were read; the rest was left out.]\n\n"
+    return note + text[: max(TEXT - len(note), 0)]
 
 
 def docx(file: Path) -> str:

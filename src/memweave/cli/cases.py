@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from memweave.cli import render
-from memweave.cli.common import AsJson, Embedding, Home, Tenant, User, session
-from memweave.errors import InputError
+from memweave.cli.common import AsJson, Embedding, Home, Tenant, User, hand_out, session
 
 SHOWN: Final = 50
 WIDE: Final = 60
@@ -92,19 +91,14 @@ def export(
     with session(user=user, tenant=tenant, home=home) as here:
         lines = list(CaseBank(here.bank).export(scope=here.scope, replay=replay))
         cases = CaseBank(here.bank).count(scope=here.scope)
-    if file is not None:
-        if file.exists():
-            raise InputError(f"{file} exists already; name another file, or remove it first.")
-        file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        if as_json:
-            render.emit({"file": str(file), "cases": cases, "replay": len(lines) - cases})
-        else:
-            render.note(f"Wrote {render.count(cases, 'case')}{_and_rows(len(lines) - cases)} to {file}.")
-    elif as_json:
+
+    def content() -> Mapping[str, object]:
         read = [json.loads(line) for line in lines]
-        render.emit({"cases": read[:cases], "replay": [line["replay"] for line in read[cases:]]})
-    else:
-        sys.stdout.writelines(line + "\n" for line in lines)
+        return {"cases": read[:cases], "replay": [line["replay"] for line in read[cases:]]}
+
+    rows = len(lines) - cases
+    told, counts = f"{render.count(cases, 'case')}{_and_rows(rows)}", {"cases": cases, "replay": rows}
+    hand_out(lines, file, told=told, counts=counts, content=content, as_json=as_json)
 
 
 def _and_rows(number: int) -> str:

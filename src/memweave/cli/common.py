@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memweave.errors import SettingsError, UsageError
+from memweave.cli import render
+from memweave.errors import InputError, SettingsError, UsageError
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -70,6 +72,37 @@ def need_folder(settings: Settings) -> None:
             f"there is no data folder at {settings.home}. Make one with `memweave remember FILE --user NAME`, "
             "or name another with --home."
         )
+
+
+def hand_out(
+    lines: Sequence[str],
+    file: Path | None,
+    *,
+    told: str,
+    counts: Mapping[str, object],
+    content: Callable[[], Mapping[str, object]],
+    as_json: bool,
+) -> None:
+    """Give an export out: into a new file, saying what it holds, or on standard output.
+
+    told: what a person is told of it, e.g. "12 lines".  counts: what a program is told, beside the name of the file.
+    content: the export as a JSON object, for standard output.  Raises: InputError for a file that exists already.
+    """
+    if file is None:
+        if as_json:
+            render.emit(content())
+        else:
+            sys.stdout.writelines(f"{line}\n" for line in lines)
+        return
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.writelines(f"{line}\n" for line in lines)
+    except FileExistsError:
+        raise InputError(f"{file} exists already; name another file, or remove it first.") from None
+    if as_json:
+        render.emit({"file": str(file), **counts})
+    else:
+        render.note(f"Wrote {told} to {file}.")
 
 
 def secret(value: SecretStr | None) -> str | None:

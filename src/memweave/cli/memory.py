@@ -12,7 +12,7 @@ from uuid import UUID
 import typer
 
 from memweave.cli import render
-from memweave.cli.common import AsJson, Embedding, Home, Tenant, User, need_folder, secret, session
+from memweave.cli.common import AsJson, Embedding, Home, Tenant, User, hand_out, need_folder, secret, session
 from memweave.errors import InputError, UnknownMemoryError
 from memweave.records import Memory, MemoryOp, OpStatus, as_utc
 
@@ -117,18 +117,8 @@ def export(
     """Write memories, their history and pending turns as JSON lines."""
     with session(user=user, tenant=tenant, home=home) as here:
         lines = list(here.bank.export(scope=here.scope))
-    if file is not None:
-        if file.exists():
-            raise InputError(f"{file} exists already; name another file, or remove it first.")
-        file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        if as_json:
-            render.emit({"file": str(file), "lines": len(lines)})
-        else:
-            render.note(f"Wrote {len(lines)} lines to {file}.")
-    elif as_json:
-        render.emit({"lines": list(lines)})
-    else:
-        sys.stdout.writelines(line + "\n" for line in lines)
+    told, counts = render.count(len(lines), "line"), {"lines": len(lines)}
+    hand_out(lines, file, told=told, counts=counts, content=lambda: {"lines": lines}, as_json=as_json)
 
 
 @memory_app.command("import")

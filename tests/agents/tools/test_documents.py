@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("pypdf")
+from memweave.agents.tools import document_parser
 from memweave.agents.tools.documents import read_document
 from memweave.errors import InputError, SettingsError
 
@@ -32,6 +33,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer = PdfWriter(clone_from=PdfReader(io.BytesIO(PDF)))
     writer.encrypt("secret", algorithm="RC4-128")
     writer.write(root / "locked.pdf")
+    many = PdfWriter()
+    for _ in range(2_003):
+        many.add_blank_page(width=72, height=72)
+    many.write(root / "many.pdf")
     (root / "fake.pdf").write_bytes(b"plain words")
     (root / "fake.docx").write_bytes(b"plain words")
     book = Workbook()
@@ -73,6 +78,26 @@ def test_it_reads(folder: Path, name: str, text: str) -> None:
     assert text in found
     assert "x()" not in found
     assert not found.startswith("Error")
+
+
+def test_pages_that_are_too_many_are_left_out_with_a_word_at_the_head(folder: Path) -> None:
+    found = read_document(folder, max_chars=1_000_000).invoke({"path": "many.pdf"})
+    note = "[The document has 2003 pages. Its first 2000 pages were read; the rest was left out.]"
+    assert found.startswith(note)
+    assert found.rstrip().endswith("## Page 2000")
+
+
+def test_text_that_is_too_long_is_left_out_with_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pypdf import PdfReader, PdfWriter
+
+    writer = PdfWriter()
+    for _ in range(12):
+        writer.append(PdfReader(io.BytesIO(PDF)))
+    writer.write(tmp_path / "long.pdf")
+    assert document_parser.main("pdf", str(tmp_path / "long.pdf"))["text"].count("Hello from PDF") == 12
+    monkeypatch.setattr(document_parser, "TEXT", 200)  # a page has 24
+    found = document_parser.main("pdf", str(tmp_path / "long.pdf"))["text"]
+    assert found.startswith("[The document has 12 pages. Its first 200 characters, up to page 9, were read;")
 
 
 @pytest.mark.parametrize(

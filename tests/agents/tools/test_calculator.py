@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memweave.agents.calculator import calculate, calculator
+from memweave.agents.tools.calculator import calculate, calculator
 
 
 @pytest.mark.parametrize(
