@@ -1,10 +1,10 @@
 """From a run to a path by rules, without a model: deterministic, and the same for every world that logs its calls (specification 2.3).
 
     what is asked of the log                                             what the path says
-    did it search? if not, does its thought admit a guess?               KnowledgeSufficient, or KnowledgeUncertainGap
+    did it search?                                                       KnowledgeSufficient, or KnowledgeUncertainGap
     how many calls, and does one use what an earlier one found?          Sequential-, Parallel- or SingleStepPlanning
     did the tool fail? does what came back bear on what was asked?       ToolFailure, KnowledgeAligned, -Conflicting, InformationIrrelevant
-    does what came back contain the answer that was given?               SufficientInformation, or an assumption
+    does what came back contain the answer? is it called a guess?        SufficientInformation, or AssumptionBasedReasoning
     the reward                                                           CorrectAnswer, or WrongAnswer and where it seems to come from
 
 The rules see what was logged and nothing else: no gold answer, no hidden state of a world.
@@ -50,10 +50,9 @@ class Reading:
         yield from ("Start", goal)
         if self.rounds:
             yield from self._searching()
-            grounded = self._grounded()
         else:
             yield "KnowledgeSufficient"
-            grounded = not _GUESS.search(" ".join(each.think for each in self.run.rounds))
+        grounded = not self._guessed() and (not self.rounds or self._grounded())
         if self.rounds or not grounded:
             yield "DecisionMaking"
             yield from (
@@ -166,6 +165,11 @@ class Reading:
         return False
 
     # the answer
+
+    def _guessed(self) -> bool:
+        """Return whether the thought beside the answer calls it a guess."""
+        last = next((each for each in reversed(self.run.rounds) if each.answer), None)
+        return last is not None and bool(_GUESS.search(last.think))
 
     def _grounded(self) -> bool:
         """Return whether the answer stands in what was found; one without words of its own (yes, no), whether something was found."""

@@ -72,6 +72,13 @@ def test_an_answer_that_its_thought_calls_a_guess_is_an_assumption() -> None:
     assert states(log) == expected
 
 
+def test_an_answer_that_was_found_and_is_called_a_guess_all_the_same_is_an_assumption() -> None:
+    messages = [*tagged(("", [FRIEND])), AIMessage("<think>I assume it is him.</think><answer>Boris</answer>")]
+    assert "AssumptionBasedReasoning" in states(read_run(messages, reward=1.0))
+    messages[-1] = AIMessage("<think>It says so.</think><answer>Boris</answer>")
+    assert "SufficientInformation" in states(read_run(messages, reward=1.0))
+
+
 def test_a_search_that_builds_on_a_result_is_sequential_in_both_protocols() -> None:
     step = ["ToolExecution", "KnowledgeAligned"]
     found = ["DecisionMaking", "SufficientInformation", "CorrectAnswer"]
