@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from agemem_faults import AGEMEM
 from fault import Fault
+from learning_faults import LEARNING
 from memento_faults import MEMENTO
 from memory_r1_faults import MEMORY_R1
+from sandbox_faults import SANDBOX
 
 MEMORY = [
     Fault(
@@ -482,4 +484,17 @@ TRAINING = [
     ),
 ]
 
-FAULTS = [*MEMORY, *TRACING, *SERVING, *ROLLOUTS, *ROWS, *CREDIT, *TRAINING, *MEMORY_R1, *AGEMEM, *MEMENTO]
+FAULTS = [
+    *MEMORY,
+    *TRACING,
+    *SERVING,
+    *ROLLOUTS,
+    *ROWS,
+    *CREDIT,
+    *TRAINING,
+    *MEMORY_R1,
+    *AGEMEM,
+    *MEMENTO,
+    *LEARNING,
+    *SANDBOX,
+]
