@@ -17,9 +17,12 @@ _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
         "docs/memory.md",
         "docs/memory-r1.md",
         "docs/memento.md",
+        "docs/graph-memory.md",
         "docs/training.md",
         "docs/tracing.md",
         "docs/dialog-world.md",
+        "docs/tools.md",
+        "docs/mcp.md",
     ],
 )
 def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
