@@ -66,7 +66,8 @@ def _whole() -> tuple[str, ...]:
 class PlanWorldPretrainSettings(CourseSettings):
     """How the planner of PlanWorld is made; `lessons` are rows."""
 
-    clean_steps: int = 3000
+    clean_steps: int = 6000
+    cycles: int = 2
     habit_steps: int = 0
     lessons: int = 32
     vocab_size: int = 512
