@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from agemem_faults import AGEMEM
 from fault import Fault
+from graph_memory_faults import GRAPH_MEMORY
 from learning_faults import LEARNING
 from memento_faults import MEMENTO
 from memory_r1_faults import MEMORY_R1
@@ -495,6 +496,7 @@ FAULTS = [
     *MEMORY_R1,
     *AGEMEM,
     *MEMENTO,
+    *GRAPH_MEMORY,
     *LEARNING,
     *SANDBOX,
 ]
