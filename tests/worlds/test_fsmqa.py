@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from memweave.errors import InputError
 from memweave.worlds.fsmqa import (
+    FSMQA,
     KINDS,
     LEXICON,
     NAMES,
@@ -26,7 +27,6 @@ from memweave.worlds.fsmqa import (
     SIZES,
     SPLITS,
     TOPICS,
-    FSMQA,
     FSMQASettings,
     FSMQATask,
     Kind,

@@ -1,4 +1,6 @@
-"""Advice as small policies read it: `When <situation>, consider <choice> instead of <choice>.`, in the words of the machine.
+"""Advice as small policies read it: a line per strategy, as `agents.advice` renders what the rules of `agents.strategist` write.
+
+    - When <situation>, consider <choice> instead of <another>. When <situation>, consider <choice> instead of <a third>.
 
 Pre-training shows advice of this shape with random content, so that a policy learns to read it, and nothing about what is right.
 """
@@ -12,10 +14,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+from memweave.agents import advice
 from memweave.agents.cognition import load_machine
+from memweave.graph_records import NewStrategy, Principle, StrategyKind
 
-_ADVICE: Final = re.compile(r"\bconsider (.+?) instead of (.+?)(?:\.(?:\s|$)|$)", re.MULTILINE)
-"""What is recommended, and instead of what. Conditions of other shapes are passed over."""
+_CONSIDER: Final = re.compile(r"\bconsider (.+?)(?: instead of (.+?))?(?:\.(?:\s|$)|$)")
+TWO_SITUATIONS: Final = 0.4
+"""Share of random advice whose situation has two parts."""
+INSTEAD: Final = (0.25, 0.5, 0.15, 0.1)
+"""Shares of random advice that names 0, 1, ... choices which it advises against."""
+_SCORE: Final = 60
 
 
 @dataclass(frozen=True)
@@ -23,9 +31,9 @@ class Advice:
     """One piece of advice, as states of the machine."""
 
     when: str | None
-    """The situation, in the words of the machine."""
+    """The situation, in the words of the machine. Whoever follows advice looks at its choice only."""
     take: tuple[str, ...]
-    instead: tuple[str, ...]
+    instead: tuple[str, ...] = ()
 
 
 @lru_cache(maxsize=1)
@@ -41,12 +49,13 @@ def situations() -> tuple[str, ...]:
 
 
 def read_advice(text: str) -> list[Advice]:
-    """Return the advice in a text, in its order; advice that names no choice of the machine is left out."""
+    """Return the advice in a text, one piece for each line that recommends a choice of the machine, in its order."""
     found = []
-    for each in _ADVICE.finditer(text):
-        take = _named(each[1])
+    for line in text.splitlines():
+        said = list(_CONSIDER.finditer(line))
+        take = next((states for each in said if (states := _named(each[1]))), ())
         if take:
-            found.append(Advice(None, take, _named(each[2])))
+            found.append(Advice(None, take, tuple(state for each in said for state in _named(each[2] or ""))))
     return found
 
 
@@ -56,23 +65,31 @@ def _named(text: str) -> tuple[str, ...]:
 
 
 def advice_line(piece: Advice) -> str:
-    """Return a piece of advice as a strategist words it."""
+    """Return a piece of advice as a prompt shows it."""
     words = acts()
-    take, instead = (" and ".join(words[state] for state in side) for side in (piece.take, piece.instead))
-    return f"When {piece.when or situations()[0]}, consider {take} instead of {instead}."
+    summary = f"When {piece.when or situations()[0]}, consider {' and '.join(words[state] for state in piece.take)}."
+    said = [f"{summary[:-1]} instead of {words[state]}." for state in piece.instead] or [summary]
+    return advice.advice_line(
+        NewStrategy(
+            summary=summary,
+            principles=tuple(Principle(text=text, score=_SCORE) for text in said),
+            kind=StrategyKind.CONTRAST,
+            score=_SCORE,
+        )
+    )
 
 
 def advice_text(pieces: Sequence[Advice]) -> str:
-    """Return advice as a prompt shows it: a line each, in tags. Empty without any."""
-    lines = "".join(f"- {advice_line(piece)}\n" for piece in pieces)
-    return f"<advice>\n{lines}</advice>" if pieces else ""
+    """Return advice as a prompt shows it. Empty without any."""
+    return f"{advice.OPENING}{chr(10).join(map(advice_line, pieces))}{advice.CLOSING}" if pieces else ""
 
 
 def random_advice(rng: random.Random, number: int) -> tuple[Advice, ...]:
-    """Return advice at random: any situation, any two choices."""
+    """Return advice at random: any situation, any choice, instead of any others."""
     choices = tuple(acts())
     made = []
     for _ in range(number):
-        take, instead = rng.sample(choices, 2)
-        made.append(Advice(rng.choice(situations()), (take,), (instead,)))
+        take, *instead = rng.sample(choices, 1 + rng.choices(range(len(INSTEAD)), INSTEAD)[0])
+        when = " and ".join(rng.sample(situations(), 2 if rng.random() < TWO_SITUATIONS else 1))
+        made.append(Advice(when, (take,), tuple(instead)))
     return tuple(made)

@@ -14,11 +14,11 @@ from memweave.worlds.fsmqa import FSMQA, NAMES, OTHER_NAMES, FSMQASettings
 
 ADVICE: Final = (0.3, 0.2, 0.15, 0.2, 0.08, 0.07)
 """Shares of lessons with 0, 1, 2, ... pieces of advice."""
-COMPLIANCE: Final = (0.13, 0.63)
+COMPLIANCE: Final = (0.25, 0.75)
 """Least and most probability, drawn for each lesson, that a piece of advice is taken: on average that of `Habits`."""
 LONG: Final = 0.2
 """Share of lessons whose sequential questions take three look-ups."""
-REACHABLE: Final = 0.75
+REACHABLE: Final = 0.65
 """Share of lessons in which the knowledge base misses little, so that plans are carried out to their end."""
 
 

@@ -70,7 +70,7 @@ def complies(policy: Path, seed: int, *, number: int = 60) -> dict[str, float]:
     states = [state for state, moves in ADVISED.items() if set(moves) <= set(FIRST)]
     found = {}
     for state in states:
-        moves = first_moves(policy, seed, (Advice(None, (state,), ("ToolExecution",)),), number=number)
+        moves = first_moves(policy, seed, (Advice(None, (state,)),), number=number)
         shares = [sum(share for move, share in each.items() if move in ADVISED[state]) for each in moves.values()]
         found[state] = sum(shares) / len(shares)
     return found

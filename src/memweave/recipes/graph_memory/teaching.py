@@ -71,7 +71,7 @@ class Habits:
     """Of `LAST`, when everything was found."""
     missing: Weights = (0.0, 0.6, 0.4)
     """Of `LAST`, when something was not."""
-    compliance: float = 0.38
+    compliance: float = 0.5
     """Probability that a piece of advice is taken, each on its own, in the order in which they stand."""
 
 
@@ -84,6 +84,7 @@ EVEN: Final = Habits(((1.0,) * 4,) * len(KINDS), (0.5, 0.25, 0.25), (0.0, 0.5, 0
 
 _QUESTION: Final = re.compile(r"(\w+), (\w+): ([\w, ]+)\. Maybe (\w+)\. ([a-z ]+)")
 _LINE: Final = re.compile(r"(\w+) (\w+): (\w+) \[\d+\]")
+_RESPONSE: Final = "<tool_response>"
 _POOL_OF: Final = {word: pool for pool, words in enumerate(POOLS) for word in words}
 
 Slot = tuple[str, str]
@@ -126,7 +127,7 @@ class Seen:
 
 def read(said: Sequence[Said]) -> Seen:
     """Return what messages show. Raises `ValueError` when they hold no question of FSM-QA."""
-    asked = "\n".join(text for role, text in said if role in ("system", "user"))
+    asked = "\n".join(text for role, text in said if role in ("system", "user") and not text.startswith(_RESPONSE))
     questions = list(_QUESTION.finditer(asked))
     if not questions:
         raise ValueError(f"this is no question of FSM-QA: {asked:.200}")
@@ -141,7 +142,7 @@ def read(said: Sequence[Said]) -> Seen:
             plan = plan or next((move for move in PLANS if turn.think.startswith(move)), None)
             slots = [(str(c["args"].get("entity")), str(c["args"].get("relation"))) for c in turn.calls]
             results, calls = [], calls + len(slots)
-        elif role == "tool":
+        elif text.startswith(_RESPONSE):  # of a tool; endpoints get it as a user's message
             results.append(text)
     shown = {(line[1], line[2]): line[0] for text in results for line in _LINE.finditer(text)}
     return Seen(
@@ -194,10 +195,7 @@ def advised(piece: Advice, moves: Sequence[Move]) -> tuple[Move, ...]:
 
 def act(seen: Seen, move: Move) -> str:
     """Return the turn that makes a move: the thought that names it and quotes, then the calls or the answer."""
-    quotes = [
-        line or f"nothing on {person} {relation}"
-        for (person, relation), line in zip(seen.asked, seen.found, strict=True)
-    ]
+    quotes = [line or f"{' '.join(slot)}: nothing" for slot, line in zip(seen.asked, seen.found, strict=True)]
     if move in (Move.BELIEF, Move.ASSUME):
         return _turn([*quotes, f"{move}: {seen.belief}"], answer=seen.belief)
     if move is Move.EVIDENCE:
