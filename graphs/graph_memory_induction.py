@@ -266,6 +266,8 @@ def write_draft(memory: StrategyGraph, material: Material, draft: Draft, *, scop
         return taught(material, "create" if change.action == "created" else "update", draft.reason, change)
     if draft.linked:
         changes = memory.link(material.paths, draft.linked, scope=scope)
+        if not changes:
+            return taught(material, "skip", "its paths lead to what worked for similar queries already")
         return taught(material, "link", draft.reason, *changes)
     return taught(material, "skip", draft.reason)
 

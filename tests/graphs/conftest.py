@@ -11,7 +11,8 @@ import pytest
 from langchain_core.messages import BaseMessage
 from langgraph.pregel import Pregel
 
-from memweave.memory_stores import MemoryBank, open_bank
+from memweave.agents.strategist import RULE_MATCH
+from memweave.memory_stores import MemoryBank, StrategyGraph, StrategySettings, open_bank
 from memweave.records import Scope, new_id
 from memweave.testing.models import Scripted, ScriptedChatModel
 
@@ -97,3 +98,9 @@ def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
         return asyncio.run(graph.ainvoke(*args, **kwargs))
 
     return invoke
+
+
+@pytest.fixture
+def strategies(shared_bank: MemoryBank) -> StrategyGraph:
+    """Return a graph of strategies, for those that rules make; every test has a tenant of its own in it."""
+    return StrategyGraph(shared_bank, StrategySettings(match_threshold=RULE_MATCH))
