@@ -161,6 +161,8 @@ def parse_induction(reply: str, request: InductionRequest, machine: Machine, *, 
         raise ModelReplyError(f"The decision is {decision!r:.40}. Use create, update or skip")
     target = _target(given.get("target_meta_id"), request) if decision == "update" else None
     new = _strategy(given.get("meta_cognition"), request)
+    if not _HEDGE.search(new.summary):
+        raise _Refused("unusable", f"{new.summary!r:.120} is not hedged. Say consider, may help, tends to")
     for text in (new.summary, *(each.text for each in new.principles)):
         _check_words(text, request, machine)
     return Proposal(new=new, target=target.id if target else None, reason=reason, by=by)
