@@ -1,7 +1,8 @@
 """Named points between durable writes, so that a test can kill the process exactly there.
 
 In normal operation `reached` does nothing. Points: `apply:op`, `apply:closed`, `apply:opened`, `apply:turn`, `apply:commit`,
-`apply:committed`, `project:upserted`, `project:deleted`, `project:marked`, `fill:cleared`, `fill:upserted`.
+`apply:committed`, `project:upserted`, `project:deleted`, `project:marked`, `fill:cleared`, `fill:upserted`;
+of a graph of strategies `graph:edges`, `graph:weights`, `graph:logged`, `graph:saved`, `graph:cleared`.
 """
 
 from __future__ import annotations
