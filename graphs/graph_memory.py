@@ -174,10 +174,11 @@ class Advising:
 
     def reply(self, state: AgentState, config: RunnableConfig) -> AgentState:
         """Say the answer, or why there is none."""
-        status = state["status"]
+        status, reply = state["status"], state.get("reply")
         assert status is not None
         said = state["answer"] or UNANSWERED[status]
-        return {"messages": [AIMessage(said, id=str(new_id()))]}
+        streamed = reply["message"].id if reply and reply["message"].text.strip() == said else None
+        return {"messages": [AIMessage(said, id=streamed or str(new_id()))]}
 
     async def areply(self, state: AgentState, config: RunnableConfig) -> AgentState:
         """Do what `reply` does."""
@@ -217,9 +218,9 @@ def _record(state: AgentState) -> RolloutRecord:
 
 def _earlier(messages: Sequence[BaseMessage], window: int) -> list[BaseMessage]:
     """Return what was said before in this chat: the last messages of user and agent that say something."""
-    said: list[BaseMessage] = [
-        message.model_copy(update={"id": f"earlier-{place}"})
-        for place, message in enumerate(messages)
+    said = [
+        message
+        for message in messages
         if isinstance(message, HumanMessage | AIMessage) and message.text.strip() and not _calls(message)
     ]
     return said[-window:] if window else []

@@ -19,6 +19,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolCall, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
+from langgraph.constants import TAG_NOSTREAM
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import get_runtime
@@ -38,6 +39,8 @@ from memweave.graphs.agemem_steps import AgentSteps, as_context, check_limit, pr
 from memweave.graphs.graph_memory_context import GraphMemoryContext, agent_prompt
 from memweave.graphs.graph_memory_state import (
     CallRow,
+    Dialogue,
+    Reply,
     RolloutInput,
     RolloutOutput,
     RolloutRecord,
@@ -104,6 +107,14 @@ class PolicySteps(AgentSteps):
             return list(context)
         return [_response(message, self.own()) for message in context]
 
+    def asked(
+        self, context: Sequence[BaseMessage], shown: Sequence[Shown], prompt: str | None, config: RunnableConfig
+    ) -> tuple[list[BaseMessage], RunnableConfig]:
+        """Return the messages of the next call, and its configuration; tags of the text protocol are not streamed."""
+        messages, own = super().asked(context, shown, prompt, config)
+        tags = [TAG_NOSTREAM] if self.protocol == "text" else []
+        return messages, {**own, "tags": [*(own.get("tags") or []), *tags]}
+
     def kept_reply(self, reply: AIMessage) -> AIMessage:
         """Return the reply as it stands in the context; one of ours with the tokens that were sampled."""
         if self.protocol == "native" or not reply.tool_calls:
@@ -138,7 +149,7 @@ class Rolling:
             "arm": state.get("arm") or "app",
             "about": _about(state),
             "run_id": current_run_id(config),
-            "context": as_context([*(state.get("history") or []), *advice, asked]),
+            "context": _dialogue([*(state.get("history") or []), *advice, asked]),
             "pending": [],
             "calls": [],
             "retries": 0,
@@ -159,7 +170,7 @@ class Rolling:
         """Ask the policy. Raises `UnavailableError`."""
         try:
             prompt, messages, shown = self._asked(state)
-            return {"reply": self.steps.ask(messages, shown, prompt, config)}
+            return {"reply": Reply(message=self.steps.ask(messages, shown, prompt, config))}
         except ModelReplyError as error:
             return _refused_by_model(error)
 
@@ -167,7 +178,7 @@ class Rolling:
         """Do what `policy` does."""
         try:
             prompt, messages, shown = self._asked(state)
-            return {"reply": await self.steps.aask(messages, shown, prompt, config)}
+            return {"reply": Reply(message=await self.steps.aask(messages, shown, prompt, config))}
         except ModelReplyError as error:
             return _refused_by_model(error)
 
@@ -178,12 +189,12 @@ class Rolling:
         """
         prompt = self.steps.system(agent_prompt())
         messages: list[BaseMessage] = [SystemMessage(prompt, id="system")] if prompt else []
-        messages += state["context"]
+        messages += state["context"]["messages"]
         kept = {ADVICE, QUERY, "last"}
         needed = self.steps.tokens(least(messages, kept))
         if needed > self.limit:
             raise ModelReplyError(f"query and advice alone take {needed} tokens, and {self.limit} are allowed")
-        first = None if self.steps.own() else state["context"][0].id
+        first = None if self.steps.own() else state["context"]["messages"][0].id
         context = fitted(messages, self.limit, self.steps.tokens, question=kept, first=first).context
         guidance = state["guidance"]
         refs = tuple(MemoryRef(id=each.id, version=each.version) for each in guidance.strategies) if guidance else ()
@@ -191,7 +202,7 @@ class Rolling:
 
     def parse(self, state: RolloutState, config: RunnableConfig) -> RolloutState:
         """Find out what the reply asks for: calls, an answer, or nothing that can be read."""
-        reply = state["reply"]
+        reply = state["reply"]["message"]
         turn = self.steps.read(reply)
         answer = (turn.answer or "").strip()
         left = self.steps.max_calls - len(state["calls"])
@@ -213,7 +224,7 @@ class Rolling:
             update["retries"] = state["retries"] + 1
             if update["retries"] > MAX_RETRIES:
                 update["status"] = "invalid"
-        return {**update, "context": as_context([*state["context"], *said])}
+        return {**update, "context": _more(state, said)}
 
     async def aparse(self, state: RolloutState, config: RunnableConfig) -> RolloutState:
         """Do what `parse` does."""
@@ -270,7 +281,7 @@ class Rolling:
         update: RolloutState = {
             "calls": [*state["calls"], row],
             "pending": state["pending"][1:],
-            "context": as_context([*state["context"], message]),
+            "context": _more(state, [message]),
         }
         answer = (state["turn"].answer or "").strip()
         if not update["pending"] and answer:  # calls and an answer in one turn: the calls were first
@@ -297,17 +308,17 @@ class Rolling:
 
     def _told(self, state: RolloutState) -> RolloutState:
         last = HumanMessage(NO_MORE_CALLS.format(calls=self.steps.max_calls), name=TOOLS, id="last")
-        return {**state, "context": as_context([*state["context"], last])}
+        return {**state, "context": _more(state, [last])}
 
     def _forced(self, state: RolloutState, reply: AIMessage) -> RolloutState:
         turn = self.steps.read(reply)
         answer = "" if turn.calls and self.steps.protocol == "native" else (turn.answer or "").strip()
         said = [self.steps.kept_reply(reply)] if _says_something(reply) else []
         return {
-            "reply": reply,
+            "reply": Reply(message=reply),
             "turn": turn,
             "problems": [*state["problems"], *(problem.kind for problem in turn.problems)],
-            "context": as_context([*state["context"], *said]),
+            "context": _more(state, said),
             "status": "forced" if answer else "no_answer",
             "answer": answer or None,
         }
@@ -340,7 +351,7 @@ class Rolling:
             answer=state["answer"],
             calls=tuple(state["calls"]),
             problems=tuple(state["problems"]),
-            dialogue=reading.chat_messages(state["context"]),
+            dialogue=reading.chat_messages(state["context"]["messages"]),
             verdict=Verdict(reward=None),
         )
 
@@ -375,6 +386,14 @@ def _valued(record: RolloutRecord, verdict: Verdict) -> RolloutState:
 def _refused_by_model(error: ModelReplyError) -> RolloutState:
     get_runtime().stream_writer({"type": "refused", "reason": storable(str(error))})
     return {"status": "model_error", "pending": []}
+
+
+def _dialogue(messages: Sequence[BaseMessage]) -> Dialogue:
+    return Dialogue(messages=as_context(messages))
+
+
+def _more(state: RolloutState, said: Sequence[BaseMessage]) -> Dialogue:
+    return _dialogue([*state["context"]["messages"], *said])
 
 
 def _says_something(reply: AIMessage) -> bool:

@@ -125,14 +125,26 @@ class RolloutOutput(TypedDict, total=False):
     record: RolloutRecord | None
 
 
+class Dialogue(TypedDict):
+    """Messages that are nobody's business outside: LangGraph streams those that stand in a channel by themselves."""
+
+    messages: list[AnyMessage]
+
+
+class Reply(TypedDict):
+    """A reply of the policy, likewise."""
+
+    message: AIMessage
+
+
 class RolloutState(RolloutInput, RolloutOutput, total=False):
     """A rollout under way."""
 
     about: About
     run_id: str
-    context: list[AnyMessage]
+    context: Dialogue
     """What the policy sees, without the system prompt."""
-    reply: AIMessage
+    reply: Reply
     turn: AgentTurn
     pending: list[ToolCall]
     """Calls of the last reply that have not been carried out."""

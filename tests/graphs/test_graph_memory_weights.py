@@ -120,6 +120,9 @@ def test_both_sides_have_the_same_random_numbers_and_one_strategy_apart(
     shown: list[int] = []
 
     class Seeing(ScriptedChatModel):
+        def __init__(self, script: Any) -> None:
+            super().__init__(script)
+
         def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
             arm = "with" if advised(messages) else "without"
             shown.append(advised(messages).count("\n- "))
@@ -253,7 +256,8 @@ def test_a_model_that_is_away_raises_and_training_goes_on_from_there(two: Strate
 def test_a_step_that_was_taken_before_the_break_is_not_taken_twice(
     two: StrategyGraph, scope: Scope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    apply, died = two.apply, []
+    apply = two.apply
+    died: list[Any] = []
 
     def apply_and_die(*args: Any, **given: Any) -> Any:
         done = apply(*args, **given)
