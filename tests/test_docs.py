@@ -18,6 +18,7 @@ _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
         "docs/memory-r1.md",
         "docs/memento.md",
         "docs/graph-memory.md",
+        "docs/strategies.md",
         "docs/training.md",
         "docs/tracing.md",
         "docs/dialog-world.md",
