@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
-from anyio.abc import Process, TaskStatus
+from anyio.abc import Process
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.client.stdio import get_default_environment
 from mcp.shared.message import SessionMessage
@@ -61,22 +61,22 @@ async def program_streams(
     to_session, received = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     sent, from_session = anyio.create_memory_object_stream[SessionMessage](0)
     closing = anyio.Event()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_receive, process, to_session, max_bytes, trouble, closing)
-        tasks.start_soon(_send, process, from_session)
-        await tasks.start(_listen, process, trouble)
-        try:
+    try:  # from here on, so that a cancellation at any moment ends the program
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_receive, process, to_session, max_bytes, trouble, closing)
+            tasks.start_soon(_send, process, from_session)
+            tasks.start_soon(_listen, process, trouble)
             yield received, sent
-        except BaseException:
-            _signal(process, kill=True)
-            raise
-        finally:
             closing.set()
             with anyio.CancelScope(shield=True):
                 await _end(process)
             tasks.cancel_scope.cancel()
-            received.close()
-            sent.close()
+    finally:
+        _signal(process, kill=True)
+        with anyio.CancelScope(shield=True):
+            await process.aclose()
+        received.close()
+        sent.close()
 
 
 async def _receive(
@@ -127,9 +127,8 @@ async def _send(process: Process, from_session: MemoryObjectReceiveStream[Sessio
                 await process.stdin.send(f"{line}\n".encode())
 
 
-async def _listen(process: Process, trouble: Trouble, *, task_status: TaskStatus[None]) -> None:
+async def _listen(process: Process, trouble: Trouble) -> None:
     assert process.stderr is not None
-    task_status.started()
     with contextlib.suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):
         async for chunk in process.stderr:
             trouble.stderr += chunk
@@ -146,7 +145,6 @@ async def _end(process: Process) -> None:
             await process.wait()
             break
         _signal(process, kill=kill)
-    await process.aclose()
 
 
 def _signal(process: Process, *, kill: bool) -> None:

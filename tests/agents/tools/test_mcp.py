@@ -138,9 +138,11 @@ def test_a_run_that_is_cancelled_leaves_no_program() -> None:
         work.cancel()
         with pytest.raises(asyncio.CancelledError):
             await work
+        async with asyncio.timeout(20):  # by itself it would run for a minute
+            while len(asyncio.all_tasks()) > 1 or not no_child_runs():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
     asyncio.run(cancelled())
-    assert no_child_runs()
 
 
 def test_a_graph_uses_it_as_any_tool() -> None:
@@ -163,13 +165,14 @@ def test_a_graph_uses_it_as_any_tool() -> None:
         (odd("no-start"), "'odd' ended with exit code 1. Its standard error ends with: no key was given"),
         (odd("mute"), "'odd' gave no answer within 1 s"),
         (odd("many"), "'odd' names 600 tools; at most 500 can be"),
-        (odd("endless-list"), "'odd' "),
+        (odd("endless-list"), "'odd' cannot be used: RuntimeError: Reached max of 1000"),
     ],
 )
 def test_a_server_that_does_not_name_its_tools_is_an_error_in_words(connection: Mapping[str, Any], words: str) -> None:
+    seconds = 1.0 if "within 1 s" in words else 30.0
     with pytest.raises(UnavailableError, match=re.escape(words)):
-        mcp_tools({"odd": connection}, timeout=1.0)
-    assert mcp_tools({"odd": connection}, timeout=1.0, required=False) == []
+        mcp_tools({"odd": connection}, timeout=seconds)
+    assert mcp_tools({"odd": connection}, timeout=seconds, required=False) == []
 
 
 def test_several_servers_need_names_of_their_own() -> None:
