@@ -263,9 +263,9 @@ def test_every_kind_has_advice_that_helps_and_advice_that_harms() -> None:
     worth = utilities(FSMQASettings(), BASE, greedy=False, number=240, seeds=1)
     for kind in KINDS:
         gains = [each[kind] for each in worth.values()]
-        assert max(gains) > 0.03
+        assert max(gains) > (0.08 if kind in (Kind.SEQUENTIAL, Kind.MISLEADING, Kind.UNSEARCHABLE) else 0)
         assert min(gains) < -0.03
-    assert max(min(each.values()) for each in worth.values()) < 0.03  # no piece of advice is good everywhere
+    assert max(min(each.values()) for each in worth.values()) < 0  # no piece of advice is good everywhere
 
 
 def test_the_script_is_reproducible_and_takes_other_compliance() -> None:

@@ -50,7 +50,7 @@ def whole() -> tuple[str, ...]:
         *(f" {n}" for n in range(1, 10)),
         *(f"{move}:" for move in Move),
         *(f" {move}:" for move in Move),
-        *(" nothing", NOTHING, " and", "Maybe", "When", ", consider", " instead of"),
+        *(" nothing", NOTHING, " and", "Maybe", "When", " When", ", consider", " instead of"),
         *(f" {words}" for words in (*acts().values(), *situations())),
         *(f"{space}{name}" for name in (*NAMES, *OTHER_NAMES) for space in ("", " ")),
         *(f" {relation}:" for relation in (*RELATIONS, RANK)),
