@@ -47,12 +47,12 @@ def _whole() -> tuple[str, ...]:
     words = {word for pool in PLAIN for word in pool} | set(LEXICON)
     phrases = {step.split("{")[0].rstrip() for skeleton in SKELETONS for step in skeleton}
     scaffold = plan_json(("|", "|", "|", "|")).split("|")
-    thoughts = [f"<think>{why}</think>" for why in (KNOWN, NEW)]
     return (
         *scaffold,
         '"}]}',
-        *thoughts,
-        "<think>as",
+        "<think>about",
+        *(f", {why}</think>" for why in (KNOWN, NEW)),
+        ", as",
         "</think>",
         "FINAL ANSWER:",
         *(f" [{n}]" for n in range(1, 33)),
@@ -66,8 +66,7 @@ def _whole() -> tuple[str, ...]:
 class PlanWorldPretrainSettings(CourseSettings):
     """How the planner of PlanWorld is made; `lessons` are rows."""
 
-    clean_steps: int = 6000
-    cycles: int = 2
+    clean_steps: int = 3000
     habit_steps: int = 0
     lessons: int = 32
     vocab_size: int = 512

@@ -1,12 +1,14 @@
 """What a planner of PlanWorld says: a plan by what a case shows, by heart, or by guess; and the final answer.
 
-A reply first says what it goes by (`<think>as [2]</think>`), then gives the plan: only in this shape does a small model learn to copy.
+A reply first repeats what the task says most, then says what it goes by (`<think>about zama resu vavi, as [2]</think>`), then gives the
+plan: only in this shape does a small model learn to find the case (docs/log.md).
 """
 
 from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -28,6 +30,8 @@ JARGON: Final = 0.7
 """Share of lessons that are surely about jargon: plain words are soon known."""
 FITTING: Final = (0.1, 0.25, 0.4, 0.7)
 """Shares of a lesson's cases that are about the rule of its task."""
+QUOTED: Final = 3
+"""Words of the task that a reply repeats."""
 KNOWN: Final = "known"
 NEW: Final = "new"
 
@@ -60,7 +64,13 @@ def plan_json(steps: Sequence[str]) -> str:
 def plan_reply(situation: Situation) -> str:
     """Return the teacher's plan."""
     why = KNOWN if situation.task.plain else NEW if situation.by is None else f"as [{situation.by + 1}]"
-    return f"<think>{why}</think>{plan_json(situation.task.plan)}"
+    return f"<think>about {' '.join(most_said(situation.task.text))}, {why}</think>{plan_json(situation.task.plan)}"
+
+
+def most_said(text: str) -> list[str]:
+    """Return the words that a task says most, the most frequent first; of equals, the one that comes first."""
+    words = Counter(text.rpartition(": ")[2].split())
+    return [word for word, _ in words.most_common(QUOTED)]
 
 
 def final_reply(answer: str) -> str:
