@@ -1,4 +1,4 @@
-"""Faults in the graph memory: its machine, mappers, strategists and advice."""
+"""Faults in the graph memory: its machine, mappers, strategists and advice; rollouts, the two machines and the agent."""
 
 from __future__ import annotations
 
@@ -238,4 +238,164 @@ AGENTS = [
     ),
 ]
 
-GRAPH_MEMORY = [*AGENTS]
+ROLLOUT = "tests/graphs/test_graph_memory_rollout.py"
+BUILD = "tests/graphs/test_graph_memory_build.py"
+WEIGHTS = "tests/graphs/test_graph_memory_weights.py"
+AGENT = "tests/graphs/test_graph_memory.py"
+
+MACHINES = [
+    Fault(
+        "one-call-more",
+        "an agent may call tools once more than it is allowed",
+        "graphs/graph_memory_rollout.py",
+        'return "policy" if len(state["calls"]) < self.steps.max_calls else "force_answer"',
+        'return "policy" if len(state["calls"]) <= self.steps.max_calls else "force_answer"',
+        (f"{ROLLOUT}::test_after_six_calls_it_has_to_answer",),
+    ),
+    Fault(
+        "calls-of-one-reply-count-as-one",
+        "calls beyond the limit are carried out when they stand in one reply",
+        "graphs/graph_memory_rollout.py",
+        "list(turn.calls[:left])",
+        "list(turn.calls)",
+        (f"{ROLLOUT}::test_calls_of_one_reply_count_one_by_one_and_what_is_too_much_is_told",),
+    ),
+    Fault(
+        "retries-without-end",
+        "a reply that cannot be read is asked for again and again",
+        "graphs/graph_memory_rollout.py",
+        'if update["retries"] > MAX_RETRIES:',
+        'if update["retries"] > 9 * MAX_RETRIES:',
+        (f"{ROLLOUT}::test_two_of_them_score_nothing",),
+    ),
+    Fault(
+        "refusal-counts-as-failure",
+        "a model that refuses the request teaches that the strategy was bad",
+        "graphs/graph_memory_rollout.py",
+        'return Verdict(reward=None, by="protocol", reason="the model refused the request")',
+        'return Verdict(reward=0.0, by="protocol", reason="the model refused the request")',
+        (f"{ROLLOUT}::test_a_model_that_refuses_the_request_is_a_status",),
+    ),
+    Fault(
+        "result-ends-its-block",
+        "what a tool returns can end its block and speak as the user",
+        "graphs/graph_memory_rollout.py",
+        """message.text.replace('</tool_response', '&lt;/tool_response')""",
+        "message.text",
+        (f"{ROLLOUT}::test_a_result_cannot_end_its_block",),
+    ),
+    Fault(
+        "rollouts-without-bound",
+        "all rollouts of a batch are made at the same time",
+        "graphs/graph_memory_play.py",
+        "asyncio.Semaphore(self.parallel)",
+        "asyncio.Semaphore(len(jobs))",
+        (f"{BUILD}::test_rollouts_at_the_same_time_are_bounded",),
+    ),
+    Fault(
+        "pair-draws-apart",
+        "the two sides of a gap draw different random numbers",
+        "graphs/graph_memory_play.py",
+        "number = job.replica if job.pair is None else job.pair",
+        "number = job.replica",
+        (f"{WEIGHTS}::test_both_sides_have_the_same_random_numbers_and_one_strategy_apart",),
+    ),
+    Fault(
+        "only-the-success-is-linked",
+        "the failure of a contrast does not lead to the strategy that explains it",
+        "graphs/graph_memory_induction.py",
+        "both = (path_id(machine, success.states), path_id(machine, failure.states))",
+        "both = (path_id(machine, success.states),)",
+        (f"{BUILD}::test_a_right_and_a_wrong_path_are_contrasted_and_both_lead_to_the_strategy",),
+    ),
+    Fault(
+        "written-again-after-a-break",
+        "a strategy that was written before a run broke off gets evidence for it again",
+        "graphs/graph_memory_induction.py",
+        "if memory.log(scope=scope, run_id=draft.new.run_id, limit=1):",
+        "if memory.log(scope=scope, run_id=draft.new.run_id, limit=1) and not draft.new:",
+        (f"{BUILD}::test_a_strategy_that_was_written_before_the_break_is_not_written_again",),
+    ),
+    Fault(
+        "right-answers-teach-unasked",
+        "successes alone make strategies in the faithful preset",
+        "graphs/graph_memory_induction.py",
+        "if right and self.positive:",
+        "if right:",
+        (f"{BUILD}::test_right_answers_alone_teach_when_that_is_wanted",),
+    ),
+    Fault(
+        "gap-upside-down",
+        "a strategy that helps loses weight",
+        "graphs/graph_memory_pairing.py",
+        "_pair(trial, own[::2], own[1::2])",
+        "_pair(trial, own[1::2], own[::2])",
+        (f"{WEIGHTS}::test_a_strategy_that_helps_becomes_likelier_and_the_step_is_logged",),
+    ),
+    Fault(
+        "half-a-pair-counts",
+        "a pair of which one rollout failed moves the weights",
+        "graphs/graph_memory_pairing.py",
+        "            if not failed:\n",
+        "            if len(failed) < len(own):\n",
+        (f"{WEIGHTS}::test_half_a_pair_says_nothing",),
+    ),
+    Fault(
+        "step-taken-twice",
+        "a step that was taken before training broke off is taken again",
+        "graphs/graph_memory_pairing.py",
+        "if each.trace_with == pair.trace_with), None)",
+        "if each.trace_with == pair.trace_without), None)",
+        (f"{WEIGHTS}::test_a_step_that_was_taken_before_the_break_is_not_taken_twice",),
+    ),
+    Fault(
+        "own-run-as-advice",
+        "a query is its own neighbour while weights are trained",
+        "graphs/graph_memory_weights.py",
+        "return [memory.activate(task.text, scope=scope, exclude=name_of(task)) for task in tasks]",
+        "return [memory.activate(task.text, scope=scope) for task in tasks]",
+        (f"{WEIGHTS}::test_a_query_of_the_graph_is_not_its_own_neighbour",),
+    ),
+    Fault(
+        "held-out-is-trained-on",
+        "queries that are held out may be trained on as well",
+        "graphs/graph_memory_weights.py",
+        "if both := {name_of(task) for task in tasks} & {name_of(task) for task in checked}:",
+        "if both := {name_of(task) for task in tasks} - {name_of(task) for task in tasks}:",
+        (f"{WEIGHTS}::test_what_is_held_out_is_not_trained_on",),
+    ),
+    Fault(
+        "feedback-twice",
+        "the user's word about one run counts as often as it is said",
+        "graphs/graph_memory_feedback.py",
+        "if memory.query(name, scope=scope) is not None:",
+        "if memory.query(name, scope=scope) is not None and not name:",
+        (f"{AGENT}::test_feedback_teaches_a_finished_run_once",),
+    ),
+    Fault(
+        "answer-of-the-question-before",
+        "the right answer of one question is compared with the answer to the next",
+        "graphs/graph_memory.py",
+        "ground_truth: Annotated[str | list[str] | None, EphemeralValue]",
+        "ground_truth: str | list[str] | None",
+        (f"{AGENT}::test_the_right_answer_and_the_id_are_about_one_question_alone",),
+    ),
+    Fault(
+        "tags-in-the-stream",
+        "tags of the text protocol are streamed to the user",
+        "graphs/graph_memory_rollout.py",
+        'tags = [TAG_NOSTREAM] if self.protocol == "text" else []',
+        "tags: list[str] = []",
+        (f"{AGENT}::test_tags_of_the_text_protocol_are_not_streamed",),
+    ),
+    Fault(
+        "said-twice",
+        "an answer that was streamed is streamed again as another message",
+        "graphs/graph_memory.py",
+        "id=streamed or str(new_id())",
+        "id=str(new_id())",
+        (f"{AGENT}::test_advice_calls_and_lessons_are_streamed_and_so_are_tokens",),
+    ),
+]
+
+GRAPH_MEMORY = [*AGENTS, *MACHINES]
