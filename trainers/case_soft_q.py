@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from memweave.errors import SettingsError
-from memweave.memory_stores.case_kernel import PRIOR_Q, Uses
+from memweave.memory_stores.case_kernel import PRIOR_Q, Kernel, Uses
 from memweave.memory_stores.case_retrieval import ECKernelSoftmax, Matrix, Scores, Vector
 from memweave.records import ReplayRow
 from memweave.trainers.case_kernel import remember
@@ -219,9 +219,11 @@ class SoftQLearner:
         y: Scores = reward.copy()
         if not self.settings.gamma:
             return y
+        kernel = replace(self.policy.kernel, weights=self.slow.numpy())
+        mapped = kernel.mapped(self._queries.values)
         for following, size in sorted(set(zip(after.tolist(), bank.tolist(), strict=True))):
             same = (after == following) & (bank == size)
-            next_q = np.zeros(0) if following == NONE else self._next_q(following, size)
+            next_q = np.zeros(0) if following == NONE else self._next_q(kernel, mapped, following, size)
             y[same] = td_target(
                 torch.from_numpy(reward[same]),
                 torch.from_numpy(next_q)[None],
@@ -231,15 +233,13 @@ class SoftQLearner:
             ).numpy()
         return y
 
-    def _next_q(self, query: int, bank: int) -> Scores:
-        """Return (bank,) Q_EC(s', M', c) of the first `bank` cases, by what is remembered now."""
-        kernel = replace(self.policy.kernel, weights=self.slow.numpy())
+    def _next_q(self, kernel: Kernel, mapped: Matrix, query: int, bank: int) -> Scores:
+        """Return (bank,) Q_EC(s', M', c) of the first `bank` cases, by what is remembered now. mapped: all queries, (n, h)."""
         case, asked, q = (self._columns[name].values[: self._waiting] for name in ("case", "query", "q"))
         there = case < bank
         found = np.full(bank, kernel.prior)
         if there.any():
-            past = kernel.mapped(self._queries.values[asked[there]])
-            used, values = kernel.estimates(kernel.mapped(self._queries.values[query]), past, case[there], q[there])
+            used, values = kernel.estimates(mapped[query], mapped[asked[there]], case[there], q[there])
             found[used] = values
         return found
 
