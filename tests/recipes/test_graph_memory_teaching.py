@@ -11,13 +11,14 @@ from uuid import UUID
 
 import pytest
 
-from memweave.agents.advice import render_advice
 from memweave.agents.cognition import load_machine
 from memweave.agents.leaks import Source
 from memweave.agents.strategist import InductionRequest, Proposal, RuleStrategist
 from memweave.graph_records import Strategy, StrategyKind
+from memweave.graphs.graph_memory_guidance import Advisor
 from memweave.graphs.graph_memory_rollout import create_rollout_graph
 from memweave.graphs.graph_memory_state import Guidance
+from memweave.memory_stores.strategy_graph import ScoredStrategy
 from memweave.recipes.graph_memory.advising import (
     Advice,
     acts,
@@ -200,7 +201,9 @@ def test_advice_is_worded_as_the_strategist_and_the_prompt_have_it_and_read_back
         **made.new.model_dump(), id=UUID(int=1), scope=Scope(user="u"), recorded_at=datetime.now(UTC), version=1, evidence=1,
         contradictions=0,
     )  # fmt: skip
-    assert render_advice([strategy]).text == advice_text([piece])
+    shown, _ = Advisor(profile="none").advise([ScoredStrategy(strategy, 1.0, 1.0, 1.0)])
+    assert shown is not None
+    assert shown.text == advice_text([piece])
     assert [(each.take, each.instead) for each in read_advice(advice_text([piece] * 2))] == [
         (piece.take, piece.instead)
     ] * 2

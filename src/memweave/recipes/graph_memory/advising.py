@@ -80,8 +80,8 @@ def advice_line(piece: Advice) -> str:
 
 
 def advice_text(pieces: Sequence[Advice]) -> str:
-    """Return advice as a prompt shows it. Empty without any."""
-    return f"{advice.OPENING}{chr(10).join(map(advice_line, pieces))}{advice.CLOSING}" if pieces else ""
+    """Return advice as the graph shows it to policies that were trained on it (profile `none`). Empty without any."""
+    return f"<advice>\n{chr(10).join(map(advice_line, pieces))}\n</advice>" if pieces else ""
 
 
 def random_advice(rng: random.Random, number: int) -> tuple[Advice, ...]:
