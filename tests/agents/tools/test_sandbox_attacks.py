@@ -345,6 +345,26 @@ print(other.recv(20).decode())
     assert ran(program) == "exit status 0\noutput:\nstill works"
 
 
+def test_no_tracing() -> None:
+    trace = """
+import ctypes, os, signal
+libc = ctypes.CDLL(None, use_errno=True)
+TRACEME, ATTACH, SEIZE = 0, 16, 0x4206
+child = os.fork()
+if child == 0:
+    signal.pause()
+for request, who in ((TRACEME, 0), (ATTACH, os.getppid()), (ATTACH, 1), (ATTACH, child), (SEIZE, child)):
+    ctypes.set_errno(0)
+    done = libc.ptrace(request, who, 0, 0)
+    print(request, "worked" if done != -1 else os.strerror(ctypes.get_errno()))
+os.kill(child, signal.SIGKILL)
+"""
+    said = ran(trace).splitlines()
+    assert [line for line in said if line.split()[0] in ("0", "16", "16902")] == [
+        f"{request} Operation not permitted" for request in (0, 16, 16, 16, 16902)
+    ]
+
+
 @pytest.mark.skipif(platform.machine() not in sandbox_kernel.ARCHITECTURES, reason="no table of system calls")
 def test_system_calls_that_are_refused() -> None:
     place = 0 if platform.machine() == "x86_64" else 1
