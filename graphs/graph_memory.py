@@ -218,7 +218,7 @@ def _record(state: AgentState) -> RolloutRecord:
 
 def _earlier(messages: Sequence[BaseMessage], window: int) -> list[BaseMessage]:
     """Return what was said before in this chat: the last messages of user and agent that say something."""
-    said = [
+    said: list[BaseMessage] = [
         message
         for message in messages
         if isinstance(message, HumanMessage | AIMessage) and message.text.strip() and not _calls(message)
