@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from types import TracebackType
-from typing import Self
 from uuid import UUID
 
 from memweave.errors import EmbeddingMismatchError, UsageError
 from memweave.memory_stores.branch import Branch
+from memweave.memory_stores.closing import Closing
 from memweave.memory_stores.core import Core
 from memweave.memory_stores.engine import AsyncSearch, IndexQuery, conditions
 from memweave.memory_stores.exact import ExactEngine, ExactIndex, matches
@@ -33,7 +32,7 @@ from memweave.records import (
 )
 
 
-class MemoryBank(MemoryStore):
+class MemoryBank(MemoryStore, Closing):
     """Memories of many scopes, on disk. Open one with `open_bank`; it is safe to use from any thread and from async code."""
 
     def __init__(self, core: Core, release: Callable[[], None], *, collection: str = "memories") -> None:
@@ -231,22 +230,6 @@ class MemoryBank(MemoryStore):
         """Async twin of `close`."""
         # Not in the bank's own threads: closing waits for them.
         await asyncio.to_thread(self.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     @property
     def _core(self) -> Core:

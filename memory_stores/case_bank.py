@@ -11,8 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 from uuid import UUID
 
 import numpy as np
@@ -38,6 +37,7 @@ from memweave.memory_stores.case_retrieval import (
 )
 from memweave.memory_stores.case_rows import case_of, memory_text, metadata_of
 from memweave.memory_stores.case_store import CaseStore
+from memweave.memory_stores.closing import Closing
 from memweave.memory_stores.opening import open_bank
 from memweave.records import Case, MemoryHit, MemoryOp, NewCase, OpKind, ProposedOp, Record, ReplayRow, Scope
 
@@ -77,7 +77,7 @@ class _Table:
     rewards: np.ndarray[Any, np.dtype[np.float64]]
 
 
-class CaseBank:
+class CaseBank(Closing):
     """Cases of many scopes, on disk. Open one with `open_cases`, or make one of a memory bank that is open.
 
     Safe to use from any thread and from async code. Each method has an async twin with the prefix `a`.
@@ -396,22 +396,6 @@ class CaseBank:
     async def aclose(self) -> None:
         """Async twin of `close`."""
         await self._bank.aclose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 def open_cases(home: Path | str, *, settings: CaseSettings | None = None, **given: Any) -> CaseBank:
