@@ -1,7 +1,8 @@
 """What a planner of PlanWorld says: a plan by what a case shows, by heart, or by guess; and the final answer.
 
-A reply first repeats what the task says most, then says what it goes by (`<think>about zama resu vavi, as [2]</think>`), then gives the
-plan: only in this shape does a small model learn to find the case (docs/log.md).
+A reply first repeats what the task says most, each word with the first solved case that says it too, then what it goes by
+(`<think>about zama [2] resu [2] vavi [-], as [2]</think>`), then the plan: only in this shape does a small model learn to find the case
+(docs/log.md).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ FITTING: Final = (0.1, 0.25, 0.4, 0.7)
 """Shares of a lesson's cases that are about the rule of its task."""
 QUOTED: Final = 3
 """Words of the task that a reply repeats."""
+NOBODY: Final = "[-]"
 KNOWN: Final = "known"
 NEW: Final = "new"
 
@@ -64,13 +66,23 @@ def plan_json(steps: Sequence[str]) -> str:
 def plan_reply(situation: Situation) -> str:
     """Return the teacher's plan."""
     why = KNOWN if situation.task.plain else NEW if situation.by is None else f"as [{situation.by + 1}]"
-    return f"<think>about {' '.join(most_said(situation.task.text))}, {why}</think>{plan_json(situation.task.plan)}"
+    about = " ".join(f"{word} {_first_saying(word, situation.cases)}" for word in most_said(situation.task.text))
+    return f"<think>about {about}, {why}</think>{plan_json(situation.task.plan)}"
 
 
 def most_said(text: str) -> list[str]:
     """Return the words that a task says most, the most frequent first; of equals, the one that comes first."""
-    words = Counter(text.rpartition(": ")[2].split())
+    words = Counter(_words(text))
     return [word for word, _ in words.most_common(QUOTED)]
+
+
+def _first_saying(word: str, cases: Sequence[Shown]) -> str:
+    solved = [i for i, case in enumerate(cases, 1) if case.reward == 1.0 and word in _words(case.task.text)]
+    return f"[{solved[0]}]" if solved else NOBODY
+
+
+def _words(text: str) -> list[str]:
+    return text.rpartition(": ")[2].split()
 
 
 def final_reply(answer: str) -> str:
