@@ -375,10 +375,10 @@ MACHINES = [
     Fault(
         "answer-of-the-question-before",
         "the right answer of one question is compared with the answer to the next",
-        "graphs/graph_memory.py",
+        "graphs/graph_memory_state.py",
         "ground_truth: Annotated[str | list[str] | None, EphemeralValue]",
         "ground_truth: str | list[str] | None",
-        (f"{AGENT}::test_the_right_answer_and_the_id_are_about_one_question_alone",),
+        (f"{ROLLOUT}::test_a_second_rollout_of_a_thread_begins_anew",),
     ),
     Fault(
         "tags-in-the-stream",
