@@ -28,7 +28,7 @@ LONGEST_PATH: Final = 256
 """States of a path that is read; a run of ours has about 10 a call, and may call 6 times."""
 MOST_ROUNDS: Final = 2
 """Rounds of a loop that a canonical path keeps: once, or more than once."""
-SHIPPED: Final = ("cognitive", "coarse")
+SHIPPED: Final = ("cognitive", "coarse", "babyai")
 
 StateKind = Literal["choice", "finding", "outcome", "passage"]
 """choice: the agent decides it.  finding: it meets it.  outcome: known only afterwards.  passage: neither."""

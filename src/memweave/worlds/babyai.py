@@ -33,7 +33,7 @@ _COLORS: Final = ("red", "green", "blue", "purple", "yellow", "grey")
 _DOORS: Final = ("open", "closed", "locked")
 _PASSED_OVER: Final = frozenset({"unseen", "empty", "wall", "floor", "agent"})
 
-_RULES: Final = (
+RULES: Final = (
     "Go forward moves you one cell, unless something is in the way. Pick up, drop and toggle act on the cell in front of you: "
     "you carry one object at most; toggle opens and closes a door, a locked one only while you carry the key of its color, and "
     "it opens a box for good. To go to an object is to stand next to it and face it. The episode ends when the mission is done."
@@ -47,15 +47,15 @@ class BabyAIEnv(GymTextEnv):
     """One BabyAI level in words.
 
     level: an id that minigrid registers, such as `BabyAI-GoToObj-v0`, or its middle part alone.  max_steps: as in
-    `GymTextEnv`; the level may allow fewer.
+    `GymTextEnv`; the level may allow fewer.  rules: whether the task tells `RULES`, or somebody else does.
 
     Raises `NotInstalledError` without minigrid, `InputError` for a level that it does not have.
     """
 
-    def __init__(self, level: str, *, max_steps: int = MAX_STEPS) -> None:
+    def __init__(self, level: str, *, max_steps: int = MAX_STEPS, rules: bool = True) -> None:
         self.level = level_id(level)
         env = _gymnasium().make(self.level, disable_env_checker=True)
-        super().__init__(env, ACTIONS, _Words(), task=_mission, max_steps=max_steps)
+        super().__init__(env, ACTIONS, _Words(), task=_task if rules else _mission, max_steps=max_steps)
 
     def bot(self) -> Bot:
         """Return a reference player for the episode that has just begun."""
@@ -183,7 +183,11 @@ class _Words:
 
 
 def _mission(observation: Any, env: Any) -> str:
-    return f"Your mission: {observation['mission']}. {_RULES}"
+    return f"Your mission: {observation['mission']}."
+
+
+def _task(observation: Any, env: Any) -> str:
+    return f"{_mission(observation, env)} {RULES}"
 
 
 class _Plan(list[Any]):
