@@ -208,12 +208,12 @@ def test_cases_are_shown_positive_ones_first_with_numbered_steps() -> None:
     assert shown.splitlines() == [
         "<cases>",
         "Positive examples (reward = 1), 1 of 3:",
-        "Task: good",
+        "Task [1]: good",
         "Plan [1]: 1. look up 2. count",
         "Negative examples (reward = 0), 2 of 3:",
-        "Task: bad",
+        "Task [2]: bad",
         "Plan [2]: 1. look up 2. count",
-        "Task: nobody knows",
+        "Task [3]: nobody knows",
         "Plan [3]: scribbled plan",
         "</cases>",
     ]

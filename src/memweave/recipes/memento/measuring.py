@@ -12,7 +12,7 @@ from memweave.recipes.memento.lessons import row, said
 from memweave.recipes.memento.teaching import Situation, arranged, shown
 from memweave.worlds.planworld import LEXICON, PlanWorld, PlanWorldSettings
 
-LONGEST: Final = 48
+LONGEST: Final = 60
 """Most tokens of a reply."""
 CASES: Final = 4
 

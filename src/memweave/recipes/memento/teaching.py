@@ -1,15 +1,14 @@
 """What a planner of PlanWorld says: a plan by what a case shows, by heart, or by guess; and the final answer.
 
-A reply first repeats what the task says most, each word with the first solved case that says it too, then what it goes by
-(`<think>about zama [2] resu [2] vavi [-], as [2]</think>`), then the plan: only in this shape does a small model learn to find the case
-(docs/log.md).
+A reply first repeats the first words of the task, each with the first case that says it too, then what it goes by
+(`<think>about zama [2] resu [2] zama [2] vavi [-] lodi [1], as [2]</think>`), then the plan: only in this shape does a small model learn
+to find the case (docs/log.md).
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -31,7 +30,7 @@ JARGON: Final = 0.7
 """Share of lessons that are surely about jargon: plain words are soon known."""
 FITTING: Final = (0.1, 0.25, 0.4, 0.7)
 """Shares of a lesson's cases that are about the rule of its task."""
-QUOTED: Final = 3
+QUOTED: Final = 5
 """Words of the task that a reply repeats."""
 NOBODY: Final = "[-]"
 KNOWN: Final = "known"
@@ -66,19 +65,13 @@ def plan_json(steps: Sequence[str]) -> str:
 def plan_reply(situation: Situation) -> str:
     """Return the teacher's plan."""
     why = KNOWN if situation.task.plain else NEW if situation.by is None else f"as [{situation.by + 1}]"
-    about = " ".join(f"{word} {_first_saying(word, situation.cases)}" for word in most_said(situation.task.text))
+    about = " ".join(f"{word} {_first_saying(word, situation.cases)}" for word in _words(situation.task.text)[:QUOTED])
     return f"<think>about {about}, {why}</think>{plan_json(situation.task.plan)}"
 
 
-def most_said(text: str) -> list[str]:
-    """Return the words that a task says most, the most frequent first; of equals, the one that comes first."""
-    words = Counter(_words(text))
-    return [word for word, _ in words.most_common(QUOTED)]
-
-
 def _first_saying(word: str, cases: Sequence[Shown]) -> str:
-    solved = [i for i, case in enumerate(cases, 1) if case.reward == 1.0 and word in _words(case.task.text)]
-    return f"[{solved[0]}]" if solved else NOBODY
+    saying = [number for number, case in enumerate(cases, 1) if word in _words(case.task.text)]
+    return f"[{saying[0]}]" if saying else NOBODY
 
 
 def _words(text: str) -> list[str]:
