@@ -16,6 +16,7 @@ from memweave.cli import render
 from memweave.cli.common import AsJson
 from memweave.cli.eval import progress_bar
 from memweave.cli.eval_babyai import babyai
+from memweave.cli.eval_fsmqa import fsmqa
 from memweave.cli.eval_memhop import memhop
 from memweave.cli.eval_planworld import planworld
 from memweave.errors import SettingsError
@@ -157,6 +158,7 @@ WORLDS: Final[dict[str, Callable[..., None]]] = {
     "dialog": dialog,
     "memhop": memhop,
     "planworld": planworld,
+    "fsmqa": fsmqa,
     "babyai": babyai,
 }
 """Name of the world -> its command."""

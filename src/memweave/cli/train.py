@@ -72,7 +72,11 @@ def train(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="FILE", help="Rows of your own, for recipes that learn from a file."),
+        typer.Option(
+            "--data",
+            metavar="FILE",
+            help="Rows of your own, for recipes that learn from a file; for graph memory, the folder of a graph.",
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in that folder, from its last checkpoint.")
@@ -101,25 +105,21 @@ def train(
             "data": data,
             "steps": steps,
             "tasks": tasks,
+            "group-size": group_size,
             "learning-rate": learning_rate,
             "temperature": temperature,
             "base": base,
-        }
-        others = {
-            "group-size": group_size,
-            "policy-server": policy_server,
-            "partner": partner,
-            "test-size": test_size,
             "resume": resume,
         }
+        others = {"policy-server": policy_server, "partner": partner, "test-size": test_size}
         own.check(arm or own.arms[0], {**given, **others})
         _run_own(own, arm or own.arms[0], seed or 0, out, given, as_json=as_json)
         return
-    if data is not None:
-        raise UsageError(
-            f"--data means nothing to {recipe}. It is for: {', '.join(name for name, own in own_recipes().items() if 'data' in own.takes)}"
-        )
     chosen = find_recipe(recipe)
+    if data is not None and not chosen.takes_data:
+        takers = [name for name, own in own_recipes().items() if "data" in own.takes]
+        takers += [name for name, each in recipes().items() if each.takes_data]
+        raise UsageError(f"--data means nothing to {recipe}. It is for: {', '.join(takers)}")
     settings = chosen.settings.changed(
         steps=steps,
         seed=seed,
@@ -145,6 +145,7 @@ def train(
         out=folder,
         base=base,
         partner=partner,
+        data=data,
         server_url=policy_server,
         api_key=known.model_api_key,
         resume=resume,
@@ -168,7 +169,7 @@ def _run_own(recipe: OwnRecipe, arm: str, seed: int, out: Path | None, given: di
     from memweave.recipes import OwnRun
 
     folder = out or Path("runs") / f"{recipe.name}-{arm}-s{seed}"
-    _check_folder(folder, resume=False)
+    _check_folder(folder, resume=bool(given["resume"]))
     need_training()
     folder.mkdir(parents=True, exist_ok=True)
     options = {name.replace("-", "_"): value for name, value in given.items()}

@@ -28,20 +28,24 @@ __all__ = [
 def recipes() -> dict[str, Recipe]:
     """Return all recipes by name."""
     from memweave.recipes.agemem.training import AGEMEM, AGEMEM_ANSWER_ONLY, AGEMEM_RAG
+    from memweave.recipes.graph_memory.grpo import GRAPH_MEMORY_GRPO
     from memweave.recipes.memory_r1.training import MEMORY_R1_ANSWERER, MEMORY_R1_MANAGER
     from memweave.recipes.token_class import TOKEN_CLASS
     from memweave.recipes.two_node import TWO_NODE
 
-    known = (TOKEN_CLASS, TWO_NODE, MEMORY_R1_MANAGER, MEMORY_R1_ANSWERER, AGEMEM, AGEMEM_ANSWER_ONLY, AGEMEM_RAG)
+    of_agemem = (AGEMEM, AGEMEM_ANSWER_ONLY, AGEMEM_RAG)
+    known = (TOKEN_CLASS, TWO_NODE, MEMORY_R1_MANAGER, MEMORY_R1_ANSWERER, *of_agemem, GRAPH_MEMORY_GRPO)
     return {recipe.name: recipe for recipe in known}
 
 
 def own_recipes() -> dict[str, OwnRecipe]:
     """Return the recipes that train something else than a policy on episodes, by name."""
+    from memweave.recipes.graph_memory.training import GRAPH_MEMORY_BUILD, GRAPH_MEMORY_WEIGHTS
     from memweave.recipes.memento.offline import MEMENTO_Q_OFFLINE
     from memweave.recipes.memento.training import MEMENTO_Q
 
-    return {recipe.name: recipe for recipe in (MEMENTO_Q, MEMENTO_Q_OFFLINE)}
+    known = (MEMENTO_Q, MEMENTO_Q_OFFLINE, GRAPH_MEMORY_BUILD, GRAPH_MEMORY_WEIGHTS)
+    return {recipe.name: recipe for recipe in known}
 
 
 def find_recipe(name: str) -> Recipe:

@@ -21,12 +21,15 @@ class OwnRun:
     arm: str
     seed: int = 0
     data: Path | None = None
-    """A file of the user's."""
+    """A file or a folder of the user's."""
     steps: int | None = None
     tasks: int | None = None
+    group_size: int | None = None
     learning_rate: float | None = None
     temperature: float | None = None
     base: Path | None = None
+    resume: bool = False
+    """Go on with the run in `out`, if the recipe can."""
     say: Callable[[str], object] = lambda line: None
     """Gets a line now and then."""
 

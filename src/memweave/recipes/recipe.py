@@ -91,6 +91,8 @@ class Place:
     """Folder of the base policy; `ensure_base` makes the tiny one."""
     partner: Path | None = None
     """Folder of the policy that plays the role that is not trained; by default the base policy."""
+    data: Path | None = None
+    """What the run starts from beside the base policy, for recipes that take such a thing: a graph of strategies."""
     server_url: str | None = None
     """A vLLM server that serves `base`; without it the policy answers in this process."""
     api_key: SecretStr | None = None
@@ -164,10 +166,12 @@ class Recipe:
     settings: TrainSettings
     max_tokens: Mapping[str, int]
     """Role -> most tokens of one reply."""
-    base: Literal["tiny", "dialog", "memhop"] = "tiny"
+    base: Literal["tiny", "dialog", "memhop", "fsmqa"] = "tiny"
     """Which base policy it starts from by default: one with random weights, or the one that knows a world."""
     trains: str | None = None
     """The one role that is trained, when another one plays too and is frozen."""
+    takes_data: bool = False
+    """Whether `Place.data` means something to it."""
 
     @property
     def partner_role(self) -> str:

@@ -27,7 +27,11 @@ def claim(
     `FormatError` for one of a newer version.
     """
     kept = {name: value for name, value in dataclasses.asdict(settings).items() if name not in MAY_CHANGE}
-    now = {"recipe": recipe, "arm": arm, "base": base, "partner": partner, **kept}
+    claim_run(folder, {"recipe": recipe, "arm": arm, "base": base, "partner": partner, **kept})
+
+
+def claim_run(folder: Path, now: Mapping[str, object]) -> None:
+    """Do what `claim` does for a run with settings of its own; `now` is what JSON can write."""
     path = folder / RUN_FILE
     if path.exists():
         _compare(folder, _read(path), now)

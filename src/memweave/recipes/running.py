@@ -43,6 +43,9 @@ MEMHOP_BASE: Final = DIALOG_BASE.with_name("memhop")
 """The base policy that knows MemHop; made by `memweave.recipes.agemem.pretraining`."""
 PLANWORLD_BASE: Final = DIALOG_BASE.with_name("planworld")
 """The frozen planner that knows PlanWorld; made by `memweave.recipes.memento.pretraining`."""
+FSMQA_BASE: Final = DIALOG_BASE.with_name("fsmqa")
+"""The base policy that knows FSM-QA; made by `memweave.recipes.graph_memory.pretraining`, as is the larger one."""
+FSMQA_LARGE_BASE: Final = DIALOG_BASE.with_name("fsmqa-large")
 IMITATED: Final = "imitation.txt"
 """File within a run's folder: for how many steps it imitates."""
 BASE_SEED: Final = 0
@@ -311,7 +314,7 @@ def _check_frozen(recipe: Recipe, place: Place, server: PolicyServer, version: s
 
 def default_base(home: Path, recipe: Recipe | None = None) -> Path:
     """Return the base policy of a recipe: the one of the package, or the tiny one, which a data folder keeps."""
-    known = {"dialog": DIALOG_BASE, "memhop": MEMHOP_BASE}
+    known = {"dialog": DIALOG_BASE, "memhop": MEMHOP_BASE, "fsmqa": FSMQA_BASE}
     if recipe is not None and recipe.base in known:
         return known[recipe.base]
     return home / "policies" / "tiny"

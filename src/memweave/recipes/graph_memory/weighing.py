@@ -1,0 +1,269 @@
+"""The recipe `graph-memory-weights`: machine B over the weights split of FSM-QA (specification, 2.5).
+
+Every step is durable and knows its question and its epoch, so a run that was cut off goes on with the questions that have no step yet.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Final, Literal
+
+import numpy as np
+from langchain_core.language_models import BaseChatModel
+from pydantic import JsonValue
+
+from memweave.graph_records import EdgeStep, WeightUpdate
+from memweave.graphs.graph_memory_pairing import Learner, paired_rollouts
+from memweave.graphs.graph_memory_weights import create_weights_graph
+from memweave.memory_stores.strategy_activation import Activation
+from memweave.memory_stores.strategy_graph import StrategyGraph
+from memweave.recipes.graph_memory.arms import Measured, advise, measured
+from memweave.recipes.graph_memory.keeping import HOME, SCOPE, Kept, Reading, keep, open_graph
+from memweave.recipes.graph_memory.rollouts import Episodes, query_task, questions
+from memweave.trainers.edge_weights import Reinforce
+from memweave.worlds.fsmqa import FSMQATask
+
+Say = Callable[[str], object]
+CHUNK: Final = 50
+"""Questions between two lines of progress."""
+LOG: Final = "log.jsonl"
+SHOWN: Final = 3
+"""Strategies in a prompt of the validation."""
+Estimator = Literal["gap", "with-only"]
+"""gap: with minus without.  with-only: what the rollout with the strategy was worth, without a baseline (D6)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsArm:
+    """How weights are trained."""
+
+    learning_rate: float
+    reading: Reading = field(default_factory=Reading)
+    samples: int = 1
+    """Rollouts with and without, each, of a question; their mean is the gap."""
+    estimator: Estimator = "gap"
+    build: str = "faithful"
+    """Arm of the graph, where the run builds it itself."""
+    epochs: int = 1
+
+
+CHOSEN: Final = WeightsArm(learning_rate=0.02, reading=Reading(temperature=5.0), epochs=3)
+WEIGHTS_ARMS: Final[dict[str, WeightsArm]] = {
+    "chosen": CHOSEN,
+    "faithful": WeightsArm(learning_rate=0.05),
+    "with-only": replace(CHOSEN, estimator="with-only"),
+    "n4": replace(CHOSEN, samples=4),
+    "probe": replace(CHOSEN, build="probe"),
+    "coarse": replace(CHOSEN, build="coarse", reading=replace(CHOSEN.reading, machine="coarse")),
+    "normalised": replace(CHOSEN, reading=Reading(degree_normalised=True)),
+}
+"""chosen: what was chosen on `val` (docs/log.md).  faithful: section 2.5 as it stands.  with-only, n4: other estimators of the gap (D6).
+probe: on a graph with random strategies among the others.  coarse: the smaller machine (B1).  normalised: rho divided by degrees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsSettings:
+    """How much is played."""
+
+    arm: str = "chosen"
+    seed: int = 0
+    queries: int | None = None
+    """By default all of the weights split."""
+    epochs: int | None = None
+    """By default the arm's."""
+    samples: int | None = None
+    learning_rate: float | None = None
+    at_once: int = 8
+    """Questions tried at the same time, with the weights from before."""
+    val: int = 100
+    """Questions of the validation before and after each epoch."""
+
+    def of_arm(self) -> WeightsArm:
+        """Return the arm with what is given instead of its own."""
+        arm = WEIGHTS_ARMS[self.arm]
+        given = {"epochs": self.epochs, "samples": self.samples, "learning_rate": self.learning_rate}
+        return replace(arm, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]  # the keys are its own
+
+
+class WithOnly:
+    """REINFORCE without a baseline: the rollout without the strategy counts as worth nothing."""
+
+    def __init__(self, learning_rate: float) -> None:
+        self._learner = Reinforce(learning_rate)
+
+    def step(
+        self, activation: Activation, chosen: int, reward_with: float, reward_without: float, **given: str | None
+    ) -> EdgeStep:
+        """Return the step for one question."""
+        return self._learner.step(activation, chosen, reward_with, 0.0, **given)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of training."""
+
+    kept: Kept
+    arm: WeightsArm
+    updates: int
+    """Steps, those with a gap of 0 included."""
+    rollouts: int
+    """Charged for training, over all epochs: both sides, or one where there is no baseline."""
+    gaps: tuple[float, ...]
+    """Mean gap of each epoch, of strategies as they were drawn."""
+    nonzero: float
+    """Share of steps that changed weights."""
+    largest: float
+    """Mean probability of the strategies that were drawn: near 1 nothing else is tried."""
+    gradient: float
+    """Mean of the squared length of gap x gradient: estimators with the same mean differ by their variance (D6)."""
+    val: tuple[Measured, ...]
+    """Of weights as they were before the first epoch and after each."""
+    failures: dict[str, int] = field(default_factory=dict)
+
+    def payload(self) -> dict[str, JsonValue]:
+        """Return it as one JSON object."""
+        made: dict[str, Any] = {**asdict(self), "kept": str(self.kept.folder), "made": asdict(self.kept.made)}
+        return {**made, "val": [each.payload() for each in self.val]}
+
+    def lines(self) -> list[str]:
+        """Return it for a person to read."""
+        gaps = "  ".join(f"{gap:+.3f}" for gap in self.gaps)
+        val = "  ".join(f"{100 * each.score:.1f}" for each in self.val)
+        return [
+            f"{self.updates} steps, {self.rollouts} rollouts; {100 * self.nonzero:.0f} % of the steps changed weights",
+            f"mean gap of each epoch: {gaps}",
+            f"validation, %, before and after each epoch: {val}",
+            f"mean probability of what was tried: {self.largest:.2f}",
+            *([f"failures: {self.failures}"] if self.failures else []),
+            f"graph: {self.kept.folder}",
+        ]
+
+
+def train(
+    folder: Path, start: Kept, settings: WeightsSettings, model: BaseChatModel, *, say: Say = lambda line: None
+) -> Trained:
+    """Train the weights of a graph in `folder`, and keep it there; a folder with some of it done is gone on with."""
+    arm = settings.of_arm()
+    tasks = questions("weights", settings.queries, settings.seed)
+    checked = questions("val", settings.val, settings.seed)
+    failures: Counter[str] = Counter()
+    learner: Learner = WithOnly(arm.learning_rate) if arm.estimator == "with-only" else Reinforce(arm.learning_rate)
+    made = replace(start.made, reading=replace(arm.reading, machine=start.made.reading.machine))
+    with open_graph(folder / HOME, made.reading) as graph:
+        if not graph.queries(scope=SCOPE):
+            with (start.folder / "graph.jsonl").open() as lines:
+                graph.import_(lines, scope=SCOPE)
+        val = _Validation(folder / "val.jsonl", graph, checked, model, settings.seed)
+        val.measure(0)
+        for epoch in range(arm.epochs):
+            run = f"weights-{epoch}"
+            done = {update.query_id for update in graph.updates(scope=SCOPE) if update.run_id == run}
+            order = np.random.default_rng([settings.seed, epoch]).permutation(len(tasks))
+            left = [tasks[place] for place in order.tolist() if tasks[place].id not in done]
+            pairing = paired_rollouts(
+                Episodes.of(model, tasks, 1_000 * settings.seed + epoch),
+                learner,
+                samples=arm.samples,
+                seed=1_000 * settings.seed + epoch,
+                profile="none",
+                run=run,
+                parallel=2 * arm.samples * settings.at_once,
+            )
+            machine = create_weights_graph(pairing, graph, scope=SCOPE, batch=settings.at_once)
+            for place in range(0, len(left), CHUNK):
+                found = machine.invoke({"queries": [query_task(task) for task in left[place : place + CHUNK]]})
+                failures.update(each.kind for each in found["failures"])
+                write_log(folder / LOG, graph)
+                say(f"epoch {epoch + 1}: {len(done) + min(place + CHUNK, len(left))} of {len(tasks)} questions")
+            graph.snapshot(scope=SCOPE)
+            val.measure(epoch + 1)
+        updates = graph.updates(scope=SCOPE)
+        sides = 1 if arm.estimator == "with-only" else 2
+        rollouts = sides * arm.samples * len(updates)
+        made = replace(made, weights_arm=settings.arm, weight_rollouts=rollouts)
+        draw(folder, updates, val.found)
+        return Trained(
+            kept=keep(folder, graph, made, start.trajectories()),
+            arm=arm,
+            updates=len(updates),
+            rollouts=rollouts,
+            gaps=tuple(_mean([u.gap for u in updates if u.run_id == f"weights-{e}"]) for e in range(arm.epochs)),
+            nonzero=_mean([float(update.gap != 0) for update in updates]),
+            largest=_mean([update.probability for update in updates]),
+            gradient=_mean([(update.gap * update.gradient_norm) ** 2 for update in updates]),
+            val=tuple(val.found),
+            failures=dict(failures),
+        )
+
+
+class _Validation:
+    """Measures the graph on questions of `val` before and after each epoch; what was measured is in a file, and stays."""
+
+    def __init__(
+        self, file: Path, graph: StrategyGraph, tasks: Sequence[FSMQATask], model: BaseChatModel, seed: int
+    ) -> None:
+        self._file = file
+        self._graph = graph
+        self._tasks = tasks
+        self._model = model
+        self._seed = seed
+        rows = file.read_text().splitlines() if file.exists() else []
+        self.found = [Measured(**json.loads(row)) for row in rows]
+
+    def measure(self, number: int) -> None:
+        """Measure, unless it was done."""
+        if number < len(self.found) or not self._tasks:
+            return
+        given = advise("trained", self._graph, self._tasks, k=SHOWN, seed=self._seed)
+        self.found.append(measured(self._model, self._tasks, given, seed=self._seed))
+        self._file.write_text("".join(f"{json.dumps(each.payload())}\n" for each in self.found))
+
+
+def write_log(file: Path, graph: StrategyGraph) -> None:
+    """Write every step that was taken, one line each, from the graph itself: a run that was cut off has no line too many."""
+    names = {each.id: each.summary for each in graph.strategies(scope=SCOPE)}
+    partial = file.with_name(f".{file.name}")
+    with partial.open("w") as out:
+        for number, update in enumerate(graph.updates(scope=SCOPE), 1):
+            row = {
+                "step": number,
+                "epoch": int(str(update.run_id).rpartition("-")[2]) + 1,
+                "query_id": update.query_id,
+                "strategy": names.get(update.strategy_id, str(update.strategy_id)),
+                "probability": update.probability,
+                "reward_with": update.reward_with,
+                "reward_without": update.reward_without,
+                "gap": update.gap,
+                "gradient_norm": update.gradient_norm,
+                "version": update.version,
+            }
+            out.write(json.dumps(row) + "\n")
+    os.replace(partial, file)
+
+
+def draw(folder: Path, updates: Sequence[WeightUpdate], val: Sequence[Measured]) -> None:
+    """Draw the mean gap and the probability of what was tried over the steps, and the validation, into `curves.png`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.2), layout="constrained")
+    gaps, tried, scores = figure.subplots(1, 3)
+    for axes, title, values in (
+        (gaps, "gap, mean of 50 steps", [update.gap for update in updates]),
+        (tried, "probability of what was tried, mean of 50 steps", [update.probability for update in updates]),
+    ):
+        means = [_mean(values[place : place + CHUNK]) for place in range(0, len(values), CHUNK)]
+        axes.plot([CHUNK * place for place in range(len(means))], means)
+        axes.set(title=title, xlabel="step")
+    scores.plot(range(len(val)), [each.score for each in val], marker="o")
+    scores.set(title="validation, exact match", xlabel="epoch", ylim=(0, 1))
+    figure.savefig(folder / "curves.png", dpi=80)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else 0.0
