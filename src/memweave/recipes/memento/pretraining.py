@@ -17,7 +17,7 @@ from memweave.recipes import pretraining
 from memweave.recipes.lesson_rows import padded, token_row
 from memweave.recipes.memento.lessons import row
 from memweave.recipes.memento.measuring import measure
-from memweave.recipes.memento.teaching import KNOWN, NEW, NOBODY, plan_json, situation
+from memweave.recipes.memento.teaching import KNOWN, NEW, plan_json, situation
 from memweave.recipes.pretraining import IGNORED, CourseSettings, Packed, Report
 from memweave.serving.policy_folder import PolicyFolder
 from memweave.worlds.planworld import CITIES, LEXICON, NAMES, PLAIN, SKELETONS, TEAMS
@@ -56,7 +56,6 @@ def _whole() -> tuple[str, ...]:
         "</think>",
         "FINAL ANSWER:",
         *(f" [{n}]" for n in range(1, 33)),
-        f" {NOBODY}",
         *sorted(f" {word}" for word in words),
         *sorted(phrases, key=lambda phrase: (-len(phrase), phrase)),
         *(f" {name}" for name in (*NAMES, *CITIES, *TEAMS)),

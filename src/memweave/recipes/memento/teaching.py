@@ -1,8 +1,7 @@
 """What a planner of PlanWorld says: a plan by what a case shows, by heart, or by guess; and the final answer.
 
-A reply first repeats the first words of the task, each with the first case that says it too, then what it goes by
-(`<think>about zama [2] resu [2] zama [2] vavi [-] lodi [1], as [2]</think>`), then the plan: only in this shape does a small model learn
-to find the case (docs/log.md).
+A reply first repeats the words of the task, then says what it goes by (`<think>about zama resu zama vavi lodi ..., as [2]</think>`), then
+gives the plan: only in this shape does a small model learn to find the case (docs/log.md).
 """
 
 from __future__ import annotations
@@ -28,11 +27,8 @@ ALIGNMENTS: Final = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25, 0.1)
 """Shares of words that belong to the rule, in lessons: the planner has seen every kind of text."""
 JARGON: Final = 0.7
 """Share of lessons that are surely about jargon: plain words are soon known."""
-FITTING: Final = (0.1, 0.25, 0.4, 0.7)
+FITTING: Final = (0.1, 0.25, 0.4)
 """Shares of a lesson's cases that are about the rule of its task."""
-QUOTED: Final = 5
-"""Words of the task that a reply repeats."""
-NOBODY: Final = "[-]"
 KNOWN: Final = "known"
 NEW: Final = "new"
 
@@ -65,17 +61,11 @@ def plan_json(steps: Sequence[str]) -> str:
 def plan_reply(situation: Situation) -> str:
     """Return the teacher's plan."""
     why = KNOWN if situation.task.plain else NEW if situation.by is None else f"as [{situation.by + 1}]"
-    about = " ".join(f"{word} {_first_saying(word, situation.cases)}" for word in _words(situation.task.text)[:QUOTED])
-    return f"<think>about {about}, {why}</think>{plan_json(situation.task.plan)}"
+    return f"<think>about {_words(situation.task.text)}, {why}</think>{plan_json(situation.task.plan)}"
 
 
-def _first_saying(word: str, cases: Sequence[Shown]) -> str:
-    saying = [number for number, case in enumerate(cases, 1) if word in _words(case.task.text)]
-    return f"[{saying[0]}]" if saying else NOBODY
-
-
-def _words(text: str) -> list[str]:
-    return text.rpartition(": ")[2].split()
+def _words(text: str) -> str:
+    return text.rpartition(": ")[2]
 
 
 def final_reply(answer: str) -> str:
