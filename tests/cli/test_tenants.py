@@ -38,6 +38,8 @@ PROBES = {
     "cases export": ["cases", "export"],
     "cases import": ["cases", "import", "pool.jsonl"],
     "strategies list": ["strategies", "list"],
+    "strategies show": ["strategies", "show"],
+    "strategies show --html": ["strategies", "show", "--html", "page.html"],
     "strategies check": ["strategies", "check"],
     "strategies versions": ["strategies", "versions"],
     "strategies rollback": ["strategies", "rollback", "1"],
@@ -50,7 +52,7 @@ SCOPELESS = {
     "eval retrieval": "works in a folder of its own",
     "eval qa": "works in a folder of its own",
     **dict.fromkeys(
-        ("eval world dialog", "eval world memhop", "eval world planworld", "eval world babyai"),
+        ("eval world dialog", "eval world memhop", "eval world planworld", "eval world fsmqa", "eval world babyai"),
         "works on a world of its own, in a folder that is gone afterwards",
     ),
     "pretrain": "makes a policy and knows no memories",

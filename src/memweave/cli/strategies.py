@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from memweave.cli import render
 from memweave.cli.common import AsJson, Embedding, Home, Tenant, User, session
+from memweave.cli.traces import open_traces
 from memweave.errors import InputError, OperationError
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from memweave.cli.strategy_view import GraphView
 
 SHOWN: Final = 50
 WIDE: Final = 60
 """Characters of a summary that a list shows."""
 PROBLEMS: Final = 20
 """Problems that a check names one by one."""
+
+QUERIES: Final = 1_000
+"""Queries that are shown."""
+SHORTEST: Final = 4
+"""Fewest digits of an id that are accepted."""
+
+Id = Annotated[str | None, typer.Argument(metavar="[ID]", help="Only this strategy: first or last digits of its id.")]
+Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Draw it on a page for a browser.")]
+Store = Annotated[
+    Path | None, typer.Option("--store", metavar="FILE", help="Trace store whose runs the page can open.")
+]
+Queries = Annotated[int, typer.Option("--queries", min=0, help="Most queries to show, the newest.")]
 
 strategies_app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Strategies: what was learned from successes and failures."
@@ -62,6 +81,50 @@ def list_(
         render.out().print(table)
         more = f"; --limit {len(found)} shows all" if len(found) > len(shown) else ""
         render.note(f"{len(shown)} of {len(found)} strategies{more}.")
+
+
+@strategies_app.command()
+def show(
+    id: Id = None,
+    user: User = None,
+    tenant: Tenant = None,
+    home: Home = None,
+    html: Html = None,
+    store: Store = None,
+    queries: Queries = QUERIES,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Most strategies in the terminal.")] = SHOWN,
+    as_json: AsJson = False,
+) -> None:
+    """Show the graph: strategies, heaviest first, with the paths that lead to them; of one strategy, the traces behind it too."""
+    from memweave.cli.strategy_page import told, write_page
+    from memweave.cli.strategy_view import show_graph, show_strategy, view_of
+    from memweave.memory_stores import StrategyGraph
+
+    with session(user=user, tenant=tenant, home=home) as here:
+        view = view_of(StrategyGraph(here.bank), here.scope, most_queries=queries)
+    if id is not None:
+        view = view.about(_found(view, id))
+    if store is not None:
+        with open_traces(store, home) as runs:
+            options = f" --store {shlex.quote(str(store))}"
+            view = view.model_copy(update={"traces": tuple(told(view, runs)), "trace_options": options})
+    if html is not None:
+        write_page(view, html)
+        if as_json:
+            render.emit({"file": str(html), "strategies": len(view.strategies), "traces": len(view.traces)})
+        else:
+            render.note(f"Wrote {html}; open it in a browser.")
+    elif as_json:
+        render.emit(view.model_dump(mode="json"))
+    elif id is not None:
+        show_strategy(view)
+    elif not view.strategies:
+        render.note(f"There are no strategies of {here.scope}.")
+    else:
+        show_graph(view, limit)
+        counts = ((view.total_queries, "query"), (len(view.paths), "path"), (len(view.strategies), "strategy"))
+        said = ", ".join(render.count(number, noun) for number, noun in counts)
+        render.note(f"{said}; version {view.version} of the weights. `show ID` shows one strategy, --html draws all.")
 
 
 @strategies_app.command()
@@ -174,3 +237,21 @@ def import_(
 def _head(text: str) -> str:
     line = " ".join(text.split())
     return render.safe(line if len(line) <= WIDE else f"{line[:WIDE]} ...")
+
+
+def _found(view: GraphView, digits: str) -> UUID:
+    """Return the id of the strategy with these digits. Raises: InputError when there is none, or more than one."""
+    wanted = digits.replace("-", "").lower()
+    if len(wanted) < SHORTEST or set(wanted) - set("0123456789abcdef"):
+        raise InputError(
+            f"{digits!r} is not an id; give at least {SHORTEST} of its hexadecimal digits, as the lists show them."
+        )
+    ids = [each.strategy.id for each in view.strategies]
+    fitting = [each for each in ids if each.hex.startswith(wanted) or each.hex.endswith(wanted)]
+    if not fitting:
+        raise InputError(
+            f"there is no strategy {digits!r} of {view.scope}. `memweave strategies list --user NAME` shows them."
+        )
+    if len(fitting) > 1:
+        raise InputError(f"{digits!r} fits {len(fitting)} strategies; give more digits.")
+    return fitting[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from rich.text import Text
@@ -19,22 +20,24 @@ _INDENT: Final = "    "
 
 def show_trace(trace: Trace, *, full: bool) -> None:
     """Print a run. full: whole prompts and replies."""
-    out = render.out()
-    for line in _head(trace):
-        out.print(line, soft_wrap=True)
+    for line in trace_lines(trace, tail=None if full else TAIL):
+        render.out().print(line, soft_wrap=True)
+
+
+def trace_lines(trace: Trace, *, tail: int | None) -> Iterator[Text]:
+    """Yield the lines that show a run. tail: characters of a prompt's last message and of a reply; `None`: all of both."""
+    yield from _head(trace)
     for generation in trace.generations:
-        out.print()
-        for line in _call(generation, full=full):
-            out.print(line, soft_wrap=True)
+        yield Text()
+        yield from _call(generation, tail)
         for event in trace.memory_events:
             if event.generation == generation.index:
-                out.print(_operation(event), soft_wrap=True)
+                yield _operation(event)
     loose = [event for event in trace.memory_events if event.generation is None]
     if loose:
-        out.print()
-        out.print(Text("memory operations that no reply asked for (rules, or a person)", style="dim"))
-        for event in loose:
-            out.print(_operation(event), soft_wrap=True)
+        yield Text()
+        yield Text("memory operations that no reply asked for (rules, or a person)", style="dim")
+        yield from (_operation(event) for event in loose)
 
 
 def _head(trace: Trace) -> list[Text]:
@@ -67,7 +70,7 @@ def _head(trace: Trace) -> list[Text]:
     return lines
 
 
-def _call(generation: Generation, *, full: bool) -> list[Text]:
+def _call(generation: Generation, tail: int | None) -> list[Text]:
     read, written = (None if ids is None else len(ids) for ids in (generation.prompt_token_ids, generation.token_ids))
     counts = "no token ids" if written is None else f"{'?' if read is None else read} + {written} tokens"
     facts = [counts, generation.finish_reason, None if generation.seconds is None else f"{generation.seconds:.2f} s"]
@@ -82,8 +85,8 @@ def _call(generation: Generation, *, full: bool) -> list[Text]:
             (f"  {render.safe(', '.join(fact for fact in facts if fact))}", "dim"),
         )
     ]
-    for message in generation.messages if full else generation.messages[-1:]:
-        lines += _quoted(f"{message.role}: ", message.text, "dim", full=full, end=True)
+    for message in generation.messages if tail is None else generation.messages[-1:]:
+        lines += _quoted(f"{message.role}: ", message.text, "dim", tail=tail, end=True)
     if generation.memories_read:
         ids = ", ".join(f"{render.short(ref.id)} v{ref.version}" for ref in generation.memories_read)
         lines.append(
@@ -92,7 +95,7 @@ def _call(generation: Generation, *, full: bool) -> list[Text]:
     if generation.error:
         lines.append(Text(f"{_INDENT}failed: {render.safe(generation.error)}", style="red"))
         return lines
-    lines += _quoted("-> ", generation.reply, "", full=full, end=False)
+    lines += _quoted("-> ", generation.reply, "", tail=tail, end=False)
     lines += [Text(f"{_INDENT}calls {render.safe(str(call))}", style="magenta") for call in generation.tool_calls]
     return lines
 
@@ -102,9 +105,9 @@ def _path(namespace: str) -> str:
     return " > ".join(part.partition(":")[0] for part in namespace.split("|")[:-1])
 
 
-def _quoted(mark: str, text: str, style: str, *, full: bool, end: bool) -> list[Text]:
-    if not full and len(text) > TAIL:
-        text = f"... {text[-TAIL:]}" if end else f"{text[:TAIL]} ..."
+def _quoted(mark: str, text: str, style: str, *, tail: int | None, end: bool) -> list[Text]:
+    if tail is not None and len(text) > tail:
+        text = f"... {text[-tail:]}" if end else f"{text[:tail]} ..."
     lines = [render.safe(line) for line in text.splitlines() if line.strip()] or ["(empty)"]
     first = Text(f"{_INDENT}{mark}{lines[0]}", style=style)
     return [first, *(Text(f"{_INDENT}{' ' * len(mark)}{line}", style=style) for line in lines[1:])]

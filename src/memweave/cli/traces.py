@@ -59,7 +59,7 @@ def list_(
 ) -> None:
     """Show recorded runs, newest first."""
     kind = _status(status)
-    with _opened(store, home) as opened:
+    with open_traces(store, home) as opened:
         found = opened.query(run=run, iteration=iteration, group=group, status=kind, limit=limit)
         total = opened.count(run=run, iteration=iteration, group=group, status=kind)
     if as_json:
@@ -81,7 +81,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show one run, call by call: end of the prompt, reply, tokens, memory operations, score."""
-    with _opened(store, home) as opened:
+    with open_traces(store, home) as opened:
         trace = _find(opened, id)
     if as_json:
         render.emit(trace.model_dump(mode="json"))
@@ -112,7 +112,7 @@ def doctor(
     from memweave.tracing import doctor as examine
 
     words = _tokenizer(tokenizer) if tokenizer else None
-    with _opened(store, home) as opened:
+    with open_traces(store, home) as opened:
         traces = opened.query(run=run, iteration=iteration, limit=limit)
         if not traces:
             raise InputError(f"no trace in {opened.path} to check. `memweave traces list` shows what there is.")
@@ -152,7 +152,7 @@ def export(
         raise InputError(f"{file} tells no format. Name a file that ends in .jsonl or .parquet.")
     if file is not None and file.exists():
         raise InputError(f"{file} exists already; name another file, or remove it first.")
-    with _opened(store, home) as opened:
+    with open_traces(store, home) as opened:
         if file is None:
             lines = [to_line(trace) for trace in opened.iterate(run=run, iteration=iteration, limit=limit)]
         else:
@@ -171,7 +171,7 @@ def export(
         render.note(f"Wrote {render.count(written, noun)} to {file}.")
 
 
-def _opened(store: Path | None, home: Path | None) -> TraceStore:
+def open_traces(store: Path | None, home: Path | None) -> TraceStore:
     """Open the store; looking at traces must not make one."""
     from memweave.config import Settings
     from memweave.tracing.store import FILE_NAME, TraceStore
