@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memweave.agents.path_mapper import MapperLike, as_mapper
-from memweave.agents.run_log import RunLog, read_run, read_trace
+from memweave.agents.run_log import RunLog, read_trace
 from memweave.agents.strategist import StrategistLike, as_strategist
 from memweave.errors import ConflictError, InputError, RewardError
 from memweave.graph_records import RolloutOutcome, Strategy
@@ -25,6 +25,7 @@ from memweave.graphs.graph_memory_induction import (
     Material,
     Taught,
     Walked,
+    log_of_record,
     source_of_runs,
     taught,
     write_draft,
@@ -203,7 +204,7 @@ def _lesson(
 
 def lesson_of(record: RolloutRecord, reward: float) -> Lesson:
     """Return what a record teaches with a reward. A run without an id of its query is a query of its own."""
-    log = read_run(record.dialogue, reward=reward, question=record.query)
+    log = log_of_record(record, reward)
     task = QueryTask(
         text=record.query,
         query_id=record.about.task_id or f"run:{record.run_id}",

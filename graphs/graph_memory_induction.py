@@ -18,7 +18,7 @@ import numpy as np
 
 from memweave.agents.leaks import Source
 from memweave.agents.path_mapper import Mapped, PathMapper, UnmappedRun
-from memweave.agents.run_log import RunLog, read_run
+from memweave.agents.run_log import Call, RunLog, read_run
 from memweave.agents.strategist import Induced, InductionRequest, NoStrategy, Strategist, source_of
 from memweave.errors import InputError, UnavailableError
 from memweave.graph_records import (
@@ -32,6 +32,7 @@ from memweave.graph_records import (
     path_id,
 )
 from memweave.graphs.graph_memory_play import Failure, Played, QueryTask
+from memweave.graphs.graph_memory_state import RolloutRecord
 from memweave.memory_stores.strategy_graph import StrategyGraph
 from memweave.records import Name, Record, Scope
 
@@ -294,7 +295,14 @@ def log_of(played: Played) -> RunLog:
     record = played.record
     if record is None:
         raise InputError("this rollout has no record: it did not end")
-    return read_run(record.dialogue, reward=record.reward, question=record.query)
+    return log_of_record(record, record.reward)
+
+
+def log_of_record(record: RolloutRecord, reward: float | None) -> RunLog:
+    """Return the run that a record tells of, with a reward of its answer."""
+    # The dialogue keeps messages as text, where a native call with words beside it cannot be seen.
+    carried_out = [(Call(name=row.tool, arguments=row.arguments), row.result) for row in record.calls]
+    return read_run(record.dialogue, reward=reward, question=record.query, carried_out=carried_out)
 
 
 def source_of_runs(task: QueryTask, logs: Sequence[RunLog]) -> Source:

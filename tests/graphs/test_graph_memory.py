@@ -12,10 +12,13 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, MessagesState, StateGraph
 
+from memweave.agents.cognition import load_machine
+from memweave.agents.path_mapper import RuleMapper
 from memweave.errors import ConflictError, InputError, RewardError, ScopeError, SettingsError, UnavailableError
 from memweave.graph_records import NewQuery, NewStrategy, RolloutOutcome, StrategyKind, path_id
 from memweave.graphs.graph_memory import GraphMemoryAgent, create_graph_memory_agent
 from memweave.graphs.graph_memory_feedback import arecord_feedback, record_feedback
+from memweave.graphs.graph_memory_induction import log_of_record
 from memweave.graphs.graph_memory_pairing import paired_rollouts
 from memweave.memory_stores import StrategyGraph
 from memweave.records import Scope
@@ -156,6 +159,19 @@ def test_a_right_and_a_wrong_run_of_one_question_become_a_strategy_that_helps_wi
     assert [each.summary for each in third["strategies"]] == [SEARCH]
     assert third["answer"] == "Lima"
     assert strategies.check(scope=scope) == []
+
+
+def test_a_native_call_with_words_beside_it_is_the_call_that_was_made(
+    run: Run, strategies: StrategyGraph, scope: Scope
+) -> None:
+    paths = []
+    for country, beside in (("Norway", ""), ("Peru", "I shall look that up.")):
+        city = KNOWN[f"capital of {country}"].split(" is ")[0]
+        out = run(agent([asks(f"capital of {country}", text=beside), city], strategies, scope), question(country, city))
+        log = log_of_record(out["record"], 1.0)
+        assert [call.name for each in log.rounds for call in each.calls] == ["search"]
+        paths.append(RuleMapper(load_machine("cognitive")).map(log))
+    assert paths[0].states == paths[1].states
 
 
 def test_a_wrong_answer_borrows_the_right_one_of_a_similar_question(
