@@ -40,7 +40,7 @@ demo: $(VENV)/.installed-demo  ## Watch an agent build a memory and answer from 
 test: $(VENV)/.installed-dev  ## Unit tests: no network, no server
 	$(BIN)/pytest -q -rs -m "not integration and not gpu"
 
-test-integration: $(VENV)/.installed-dev  ## Tests that start PostgreSQL and langgraph dev themselves
+test-integration: $(VENV)/.installed-dev  ## Tests that start PostgreSQL, langgraph dev and Chromium themselves
 	$(BIN)/pytest -q -m integration -rs
 
 test-gpu: $(VENV)/.installed-dev  ## Trainer and in-process server on CUDA; says so and does nothing without a GPU

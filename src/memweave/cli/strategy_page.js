@@ -519,9 +519,9 @@
           make("li", {}, each.text + " ", make("span", { class: "soft small" }, meter(each.score), band(each.score) + " " + each.score))))) : null,
         strategy.uncertainty ? part("What may be wrong with it", make("p", {}, strategy.uncertainty)) : null,
         reached("Paths that lead to it", node.before, "from", "path"),
+        runs(found), updates(node.data.updates),
         queries.length ? part("Queries behind them (" + queries.length + ")", some(queries, (each) =>
           make("li", {}, go(each), make("span", { class: "soft small" }, " " + each.data.right + "/" + (each.data.right + each.data.wrong) + " right")), make("ul"))) : null,
-        runs(found), updates(node.data.updates),
         history.length ? part("History", make("ul", {}, history.map((each) => make("li", {}, make("span", { class: "soft small" },
           when(each.recorded_at) + " " + each.kind + " by " + each.actor + ": "), each.reason)))) : null,
       ];
@@ -581,7 +581,11 @@
   at("smaller").addEventListener("click", () => zoomTo(state.zoom / 1.2));
   at("larger").addEventListener("click", () => zoomTo(state.zoom * 1.2));
   at("usual").addEventListener("click", () => zoomTo(1));
-  at("fit").addEventListener("click", () => { if (state.flat === null) flatten(); else zoomTo(1); });
+  at("fit").addEventListener("click", () => {
+    if (state.flat === null) return flatten();
+    zoomTo(1);
+    if (state.selected) state.selected.element.scrollIntoView({ block: "center" });
+  });
   scroller.addEventListener("wheel", (event) => {
     if (!event.ctrlKey) return;
     event.preventDefault();
