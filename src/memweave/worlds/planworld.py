@@ -55,7 +55,7 @@ PLAIN: Final[tuple[tuple[str, ...], ...]] = (
 
 _SYLLABLES: Final = [a + b for a, b in product("bdfgklmnprstvz", "aeiou")]
 LEXICON: Final = tuple(
-    "".join(parts) for parts in random.Random("planworld:lexicon").sample(list(product(_SYLLABLES, _SYLLABLES)), 400)
+    "".join(parts) for parts in random.Random("planworld:lexicon").sample(list(product(_SYLLABLES, _SYLLABLES)), 200)
 )
 """Words without a meaning of their own. Families of the splits `ood` take the second half, all others the first."""
 
@@ -97,7 +97,7 @@ class PlanWorldSettings:
             )
 
 
-PER_POOL: Final = 4
+PER_POOL: Final = 2
 """Words of a rule or a topic."""
 
 

@@ -1,13 +1,14 @@
 """What a planner of PlanWorld says: a plan by what a case shows, by heart, or by guess; and the final answer.
 
-A reply first repeats the words of the task, then says what it goes by (`<think>about zama resu zama vavi lodi ..., as [2]</think>`), then
-gives the plan: only in this shape does a small model learn to find the case (docs/log.md).
+A reply first repeats the word that the task says most, then says what it goes by (`<think>about zama, as [2]</think>`), then gives the
+plan: only in this shape does a small model learn to find the case (docs/log.md).
 """
 
 from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -61,11 +62,13 @@ def plan_json(steps: Sequence[str]) -> str:
 def plan_reply(situation: Situation) -> str:
     """Return the teacher's plan."""
     why = KNOWN if situation.task.plain else NEW if situation.by is None else f"as [{situation.by + 1}]"
-    return f"<think>about {_words(situation.task.text)}, {why}</think>{plan_json(situation.task.plan)}"
+    return f"<think>about {most_said(situation.task.text)}, {why}</think>{plan_json(situation.task.plan)}"
 
 
-def _words(text: str) -> str:
-    return text.rpartition(": ")[2]
+def most_said(text: str) -> str:
+    """Return the word that a task says most; of equals, the one that comes first."""
+    ((word, _),) = Counter(text.rpartition(": ")[2].split()).most_common(1)
+    return word
 
 
 def final_reply(answer: str) -> str:
