@@ -252,7 +252,7 @@ def load_machine(which: str | Path = "cognitive") -> Machine:
         source = Path(which).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"The machine {str(which)!r} cannot be read ({error}). Give {' or '.join(map(repr, SHIPPED))}, or the path of a file"
+            f"The machine {str(which)!r} cannot be read ({error}). Give {', '.join(map(repr, SHIPPED))}, or the path of a file"
         ) from error
     return parse_machine(source, str(which))
 

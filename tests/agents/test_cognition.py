@@ -205,7 +205,7 @@ def test_a_machine_of_ones_own_is_loaded_by_its_path(tmp_path: Path) -> None:
     file.write_text(SMALL)
     assert load_machine(file) == load_machine(str(file))
     assert (load_machine(file).name, load_machine(file).version) == ("small", 3)
-    with pytest.raises(InputError, match=r"'cognitive' or 'coarse', or the path"):
+    with pytest.raises(InputError, match=r"'cognitive', 'coarse', 'babyai', or the path"):
         load_machine(tmp_path / "none.toml")
     file.write_bytes(b"\xff")
     with pytest.raises(InputError, match="cannot be read"):

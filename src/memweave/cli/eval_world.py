@@ -16,6 +16,7 @@ from memweave.cli import render
 from memweave.cli.common import AsJson
 from memweave.cli.eval import progress_bar
 from memweave.cli.eval_babyai import babyai
+from memweave.cli.eval_babyai_strategies import babyai_strategies
 from memweave.cli.eval_fsmqa import fsmqa
 from memweave.cli.eval_memhop import memhop
 from memweave.cli.eval_planworld import planworld
@@ -160,6 +161,7 @@ WORLDS: Final[dict[str, Callable[..., None]]] = {
     "planworld": planworld,
     "fsmqa": fsmqa,
     "babyai": babyai,
+    "babyai-strategies": babyai_strategies,
 }
 """Name of the world -> its command."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Final, Literal, Self
 
@@ -120,6 +120,8 @@ class Chart:
     things: dict[Cell, Thing] = field(default_factory=dict)
     walls: set[Cell] = field(default_factory=set)
     """And other cells that could not be entered."""
+    clear: set[Cell] = field(default_factory=set)
+    """Cells straight ahead that were seen to be empty."""
 
     @classmethod
     def begun(cls, view: View) -> Self:
@@ -155,6 +157,20 @@ class Chart:
     def _note(self, view: View) -> None:
         self.things.update({self.cell(ahead, aside): thing for ahead, aside, thing in view.things})
         self.walls.update(self.cell(ahead, aside) for ahead, aside in view.walls)
+        ahead_of = [thing[0] for thing in view.things if not thing[1]] + [wall[0] for wall in view.walls if not wall[1]]
+        for steps in range(1, min(ahead_of, default=1)):
+            self.clear.add(self.cell(steps, 0))
+            self.things.pop(self.cell(steps, 0), None)  # it is not there any more
+
+    def imagined(self, action: str) -> Chart | None:
+        """Return the chart after an action whose effect is sure, as far as can be told beforehand; `None` for another action."""
+        if action == FORWARD and self.front in self.clear and self.free(self.front):
+            return replace(self, at=self.front)
+        if action not in TURNS:
+            return None
+        order = tuple(HEADINGS)
+        heading = order[(order.index(self.view.heading) + (1 if action == "turn right" else -1)) % len(order)]
+        return replace(self, view=replace(self.view, heading=heading, still=False))
 
     # what the mission is about
 
