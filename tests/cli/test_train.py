@@ -33,7 +33,9 @@ def test_the_list_shows_recipes_arms_and_settings(cli: Cli) -> None:
         assert part in shown.out
     found = {recipe["name"]: recipe for recipe in cli("train", "--list", "--json").json["recipes"]}
     of_agemem = ["agemem", "agemem-answer-only", "agemem-rag"]
-    assert list(found) == ["token-class", "two-node", "memory-r1-manager", "memory-r1-answerer", *of_agemem]
+    first_ones = ["token-class", "two-node", "memory-r1-manager", "memory-r1-answerer"]
+    assert list(found) == [*first_ones, *of_agemem, "graph-memory-grpo"]
+    assert found["graph-memory-grpo"]["arms"] == ["plain", "uniform", "trained", "random", "raw-trajectories"]
     of_credit = ["terminal-only", "per-stage", "step-pooled", "tool-steps"]
     assert found["agemem"]["arms"] == ["grpo", "shuffled", "code", "no-maintenance", "no-memory", *of_credit]
     first = found["token-class"]
@@ -86,8 +88,8 @@ def test_json_has_null_where_there_is_no_number(capsys: pytest.CaptureFixture[st
     [
         (
             (),
-            "name a recipe: agemem, agemem-answer-only, agemem-rag, memento-q, memento-q-offline, memory-r1-answerer, memory-r1-manager, "
-            "token-class, two-node. "
+            "name a recipe: agemem, agemem-answer-only, agemem-rag, graph-memory-build, graph-memory-grpo, graph-memory-weights, "
+            "memento-q, memento-q-offline, memory-r1-answerer, memory-r1-manager, token-class, two-node. "
             "See: memweave train --list",
         ),
         (("two-nod",), "there is no recipe 'two-nod'. Did you mean two-node?"),

@@ -80,3 +80,36 @@ def test_a_stream_is_played_and_its_q_function_kept(cli: Cli, tmp_path: Path) ->
     assert missing.code == 2
     assert "no planner is called 'nowhere'" in missing.err
     assert not (tmp_path / "other").exists()
+
+
+def test_a_graph_is_built_its_weights_are_trained_and_both_go_on(cli: Cli, tmp_path: Path) -> None:
+    small = ("--base", "script", "--tasks", "6", "--group-size", "2")
+    done = cli("train", "graph-memory-build", *small, "--out", "built")
+    assert done.code == 0, done.err
+    assert "6 questions, 12 rollouts" in done.out
+    assert (tmp_path / "built" / "graph.jsonl").is_file()
+    again = cli("train", "graph-memory-build", *small, "--out", "built", "--resume", "--json")
+    assert (again.code, again.json["rollouts"]) == (0, 12)
+    on = ("train", "graph-memory-weights", "--base", "script", "--data", "built", "--tasks", "4", "--steps", "1")
+    found = cli(*on, "--out", "trained", "--json")
+    assert found.code == 0, found.err
+    assert (found.json["recipe"], found.json["arm"], found.json["updates"]) == ("graph-memory-weights", "chosen", 4)
+    assert found.json["made"]["build_rollouts"] == 12
+    for name in ("graph.jsonl", "log.jsonl", "curves.png", "run.json"):
+        assert (tmp_path / "trained" / name).is_file()
+    assert cli(*on, "--out", "trained", "--resume", "--json").json["made"] == found.json["made"]
+    listed = cli("strategies", "list", "--home", "trained/memory", "--user", "fsmqa", "--json")
+    assert listed.code == 0, listed.err
+    for wrong, why in {
+        ("--out", "trained"): "trained is not empty",
+        ("--out", "trained", "--resume", "--learning-rate", "9"): "learning_rate: None then, 9.0 now",
+        ("--out", "trained", "--resume", "--seed", "1"): "seed: 0 then, 1 now",
+        ("--out", "other", "--arm", "coarse"): "holds paths of the machine cognitive, and arm coarse is about coarse",
+        ("--out", "other", "--arm", "best"): "has no arm 'best'. There are: chosen, faithful",
+        ("--out", "other", "--data", "nowhere"): "nowhere holds no graph of FSM-QA",
+    }.items():
+        refused = cli(*on, *wrong)
+        assert (refused.code, why in refused.err) == (2, True), refused.err
+    assert not (tmp_path / "other").exists()
+    missing = cli("train", "graph-memory-grpo", "--arm", "trained", "--base", "nowhere", "--out", "other")
+    assert (missing.code, "nowhere is no folder" in missing.err) == (2, True)

@@ -24,7 +24,15 @@ from memweave.trainers.rollouts import Task
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
-from memweave.recipes.running import DIALOG_BASE, MEMHOP_BASE, _zero_std, default_base, ensure_base, run_recipe  # noqa: E402 - after importorskip
+from memweave.recipes.run_scores import zero_std  # noqa: E402 - after importorskip
+from memweave.recipes.running import (  # noqa: E402 - after importorskip
+    DIALOG_BASE,
+    FSMQA_BASE,
+    MEMHOP_BASE,
+    default_base,
+    ensure_base,
+    run_recipe,
+)
 from memweave.serving import LocalServer, create_policy, weights_version  # noqa: E402
 
 SMALL = TrainSettings(steps=2, tasks_per_step=2, group_size=2, eval_tasks=2, concurrency=1, save_every=1)
@@ -82,8 +90,8 @@ def test_groups_without_spread_are_counted() -> None:
         *episodes("c", 0.5, None),
         *episodes("d", 0.5, 0.0),
     ]
-    assert _zero_std(step) == 0.5
-    assert _zero_std(episodes("b", 0.0, 0.0)) == _zero_std([]) == 1.0
+    assert zero_std(step) == 0.5
+    assert zero_std(episodes("b", 0.0, 0.0)) == zero_std([]) == 1.0
 
 
 def test_what_a_run_returns(whole: Said) -> None:
@@ -253,14 +261,15 @@ def test_settings_that_are_not_given_stay() -> None:
 
 def test_recipes_are_found_by_name() -> None:
     of_agemem = ("agemem", "agemem-answer-only", "agemem-rag")
-    names = ("token-class", "two-node", "memory-r1-manager", "memory-r1-answerer", *of_agemem)
+    names = ("token-class", "two-node", "memory-r1-manager", "memory-r1-answerer", *of_agemem, "graph-memory-grpo")
     assert [(name, recipe.name) for name, recipe in recipes().items()] == [(name, name) for name in names]
     with pytest.raises(SettingsError, match="Did you mean two-node"):
         find_recipe("two-nod")
     with pytest.raises(SettingsError, match="Did you mean memory-r1-manager"):
         find_recipe("memory-r1-manger")
     with pytest.raises(
-        SettingsError, match="There are: agemem, agemem-answer-only, agemem-rag, memento-q, memento-q-offline, "
+        SettingsError,
+        match="There are: agemem, agemem-answer-only, agemem-rag, graph-memory-build, graph-memory-grpo, ",
     ):
         find_recipe("poetry")
     with pytest.raises(SettingsError, match="memento-q runs on its own"):
@@ -272,7 +281,8 @@ def test_each_recipe_has_a_base_of_its_own(tmp_path: Path) -> None:
     assert where["token-class"] == where["two-node"] == default_base(tmp_path) == tmp_path / "policies" / "tiny"
     assert where["memory-r1-manager"] == where["memory-r1-answerer"] == DIALOG_BASE
     assert {where[name] for name in ("agemem", "agemem-answer-only", "agemem-rag")} == {MEMHOP_BASE}
-    assert DIALOG_BASE.parent.name == MEMHOP_BASE.parent.name == "policies"
+    assert where["graph-memory-grpo"] == FSMQA_BASE
+    assert {DIALOG_BASE.parent.name, MEMHOP_BASE.parent.name, FSMQA_BASE.parent.name} == {"policies"}
 
 
 def staged(recipe: Recipe, settings: TrainSettings, opened: ExitStack) -> Stage:

@@ -26,12 +26,12 @@ from memweave.recipes.recipe import (
     TrainSettings,
 )
 from memweave.recipes.run_file import claim
+from memweave.recipes.run_scores import by_step, mean_score, parts, scores, zero_std
 from memweave.serving import DEFAULT_ROLE, PolicyServer
 from memweave.serving.adapters import check_adapter, check_weights, is_adapter
 from memweave.serving.policy_folder import PolicyFolder, load_policy_folder
 from memweave.serving.server import weights_version
-from memweave.tracing import Sampling, Trace, TraceStore
-from memweave.trainers.credit import Group
+from memweave.tracing import Sampling, TraceStore
 from memweave.trainers.rollouts import Rollouts
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def _learn(
     trainer.publish()
     end = _evaluate(settings, place, server, rollouts, stage, f"{run}-after", step=trainer.state.global_step)
     trainer.save_policy(place.out / POLICY)
-    steps = _by_step(store, run, settings.steps)
+    steps = by_step(store, run, settings.steps)
     everything = [trace for step in steps for trace in step]
     differences = [
         entry["sampling/logp_difference_max"]
@@ -188,9 +188,9 @@ def _learn(
     return _Learned(
         start=start,
         end=end,
-        rewards=[fmean(values) if (values := _scores(step)) else None for step in steps],
-        parts=_parts(steps),
-        zero_std=[_zero_std(step) for step in steps],
+        rewards=[fmean(values) if (values := scores(step)) else None for step in steps],
+        parts=parts(steps),
+        zero_std=[zero_std(step) for step in steps],
         seconds=seconds,
         episodes=len(everything),
         generated_tokens=sum(len(g.token_ids or ()) for trace in everything for g in trace.generations),
@@ -273,7 +273,7 @@ def _evaluate(
         policy_version=published.version if published else None,
         training=False,
     )
-    mean = _mean(groups, f"evaluation at step {step}")
+    mean = mean_score(groups, f"evaluation at step {step}")
     place.say(f"mean reward {mean:.3f}")
     return mean
 
@@ -362,44 +362,3 @@ def _checkpoint(place: Place) -> bool:
     from memweave.trainers.resume import last_checkpoint
 
     return place.resume and last_checkpoint(place.out / "checkpoints") is not None
-
-
-def _scores(traces: Sequence[Trace]) -> list[float]:
-    return [trace.score.value for trace in traces if trace.score is not None]
-
-
-def _mean(groups: Sequence[Group], what: str) -> float:
-    scores = _scores([trace for group in groups for trace in group.traces])
-    if not scores:
-        raise OperationError(f"the {what} scored no episode; `memweave traces list` shows how they ended")
-    return fmean(scores)
-
-
-def _by_step(store: TraceStore, run: str, count: int) -> list[list[Trace]]:
-    """Return the traces of each step. An episode that was sampled again after a crash counts once, as it was last."""
-    last = {(t.iteration, t.group, t.replica): t for t in store.iterate(run=run, newest=False)}
-    steps: list[list[Trace]] = [[] for _ in range(count)]
-    for trace in last.values():
-        if trace.iteration is not None and trace.iteration < count:
-            steps[trace.iteration].append(trace)
-    return steps
-
-
-def _zero_std(step: Sequence[Trace]) -> float:
-    """Return the share of groups in which all scores are equal; groups without a score count as such."""
-    groups: dict[str | None, set[float]] = {}
-    for trace in step:
-        groups.setdefault(trace.group, set()).update([trace.score.value] if trace.score is not None else [])
-    return fmean(len(scores) < 2 for scores in groups.values()) if groups else 1.0
-
-
-def _parts(steps: Sequence[Sequence[Trace]]) -> Mapping[str, Sequence[float]]:
-    """Return the mean of each named part, step by step."""
-    names = sorted({name for step in steps for trace in step if trace.score for name in trace.score.parts})
-    found: dict[str, list[float]] = {}
-    for name in names:
-        for step in steps:
-            values = [t.score.parts[name] for t in step if t.score is not None and name in t.score.parts]
-            if values:
-                found.setdefault(name, []).append(fmean(values))
-    return found

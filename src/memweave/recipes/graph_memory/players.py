@@ -10,7 +10,7 @@ from memweave.errors import InputError, SettingsError
 from memweave.models import chat_model, providers
 from memweave.recipes.graph_memory.script import FSMQAScript
 from memweave.recipes.recipe import REPLY_SECONDS
-from memweave.recipes.running import BASE, FSMQA_BASE
+from memweave.recipes.running import BASE, FSMQA_BASE, FSMQA_LARGE_BASE
 from memweave.serving.adapters import CONFIG as ADAPTER_FILE
 from memweave.tracing import Sampling
 
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
 SCRIPT: Final = "script"
+DEAF: Final = "script-deaf"
+"""The script that takes no advice: no strategy is worth anything to it."""
+LARGE: Final = "base-large"
+"""The larger base policy of the package."""
+BASES: Final = {BASE: FSMQA_BASE, LARGE: FSMQA_LARGE_BASE}
 MAX_TOKENS: Final = 96
 """Of one turn: a sequential one that quotes two lines and answers takes half."""
 TRAINED: Final = ("local", "vllm")
@@ -40,8 +45,8 @@ def player(
 
     Raises `SettingsError` for an unknown name, `InputError` for a folder that holds no policy.
     """
-    if name == SCRIPT:
-        return FSMQAScript(seed=seed if temperature else None)
+    if name in (SCRIPT, DEAF):
+        return FSMQAScript(seed=seed if temperature else None, compliance=0.0 if name == DEAF else None)
     provider, colon, _ = name.partition(":")
     if colon and provider in providers():
         own = provider in TRAINED
@@ -49,16 +54,16 @@ def player(
             name, api_key=api_key, temperature=temperature, max_tokens=MAX_TOKENS if own else None, timeout=REPLY_SECONDS,
             seed=seed if own else None,
         )  # fmt: skip
-    folder = base if name == BASE else Path(name)
+    folder = {**BASES, BASE: base}.get(name, Path(name))
     if not folder.is_dir():
-        if name == BASE:
+        if name in (BASE, LARGE):
             raise InputError(
-                f"the base policy {base} does not exist. Make it: memweave pretrain --world fsmqa --out FOLDER, "
+                f"the base policy {folder} does not exist. Make it: memweave pretrain --world fsmqa --out FOLDER, "
                 f"and give it with --base FOLDER; or take the policy {SCRIPT}"
             )
         raise SettingsError(
-            f"no policy is called {name!r}. There are: {BASE}, {SCRIPT}, the folder of a policy, and models: local:FOLDER, "
-            "vllm:NAME@URL, openai:NAME"
+            f"no policy is called {name!r}. There are: {BASE}, {LARGE}, {SCRIPT}, {DEAF}, the folder of a policy, and models: "
+            "local:FOLDER, vllm:NAME@URL, openai:NAME"
         )
     from memweave.serving.local_server import LocalServer
 

@@ -14,7 +14,7 @@ from langchain_core.language_models import BaseChatModel
 from memweave.errors import SettingsError
 from memweave.recipes.graph_memory.building import BUILD_ARMS, BuildSettings, Built, build
 from memweave.recipes.graph_memory.keeping import HOME, MADE, Kept
-from memweave.recipes.graph_memory.players import player
+from memweave.recipes.graph_memory.players import BASES, player
 from memweave.recipes.graph_memory.weighing import WEIGHTS_ARMS, Trained, WeightsSettings, train
 from memweave.recipes.own import OwnRecipe, OwnRun
 from memweave.recipes.run_file import claim_run
@@ -84,7 +84,7 @@ def _name(asked: OwnRun) -> str:
     """Return who plays: the hash of the weights, or a name."""
     from memweave.serving.policy_folder import load_policy_folder
 
-    folder = FSMQA_BASE if asked.base is None else asked.base
+    folder = FSMQA_BASE if asked.base is None else BASES.get(str(asked.base), asked.base)
     return load_policy_folder(folder).version if folder.is_dir() else str(folder)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from langchain_core.language_models import BaseChatModel
 from pydantic import JsonValue
 
+from memweave.errors import SettingsError
 from memweave.graph_records import EdgeStep, WeightUpdate
 from memweave.graphs.graph_memory_pairing import Learner, paired_rollouts
 from memweave.graphs.graph_memory_weights import create_weights_graph
@@ -83,6 +84,11 @@ class WeightsSettings:
     """Questions tried at the same time, with the weights from before."""
     val: int = 100
     """Questions of the validation before and after each epoch."""
+
+    def __post_init__(self) -> None:
+        if self.arm not in WEIGHTS_ARMS:
+            known = ", ".join(WEIGHTS_ARMS)
+            raise SettingsError(f"graph-memory-weights has no arm {self.arm!r}. There are: {known}")
 
     def of_arm(self) -> WeightsArm:
         """Return the arm with what is given instead of its own."""
@@ -164,8 +170,7 @@ def train(
         for epoch in range(arm.epochs):
             run = f"weights-{epoch}"
             done = {update.query_id for update in graph.updates(scope=SCOPE) if update.run_id == run}
-            order = np.random.default_rng([settings.seed, epoch]).permutation(len(tasks))
-            left = [tasks[place] for place in order.tolist() if tasks[place].id not in done]
+            order = [tasks[place] for place in np.random.default_rng([settings.seed, epoch]).permutation(len(tasks))]
             pairing = paired_rollouts(
                 Episodes.of(model, tasks, 1_000 * settings.seed + epoch),
                 learner,
@@ -176,11 +181,14 @@ def train(
                 parallel=2 * arm.samples * settings.at_once,
             )
             machine = create_weights_graph(pairing, graph, scope=SCOPE, batch=settings.at_once)
-            for place in range(0, len(left), CHUNK):
-                found = machine.invoke({"queries": [query_task(task) for task in left[place : place + CHUNK]]})
-                failures.update(each.kind for each in found["failures"])
-                write_log(folder / LOG, graph)
-                say(f"epoch {epoch + 1}: {len(done) + min(place + CHUNK, len(left))} of {len(tasks)} questions")
+            for place in range(0, len(order), settings.at_once):  # batches stay as they are when some of it is done
+                batch = [query_task(task) for task in order[place : place + settings.at_once] if task.id not in done]
+                if batch:
+                    failures.update(each.kind for each in machine.invoke({"queries": batch})["failures"])
+                over = min(place + settings.at_once, len(order))
+                if batch and (over // CHUNK > place // CHUNK or over == len(order)):
+                    write_log(folder / LOG, graph)
+                    say(f"epoch {epoch + 1}: {over} of {len(order)} questions")
             graph.snapshot(scope=SCOPE)
             val.measure(epoch + 1)
         updates = graph.updates(scope=SCOPE)
