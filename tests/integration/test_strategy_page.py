@@ -155,7 +155,7 @@ def test_it_is_fast_with_five_hundred_nodes(here: Opened) -> None:
     spent = here.page.evaluate(
         """() => {
           const times = [];
-          for (const word of ['river', 'r', '']) {
+          for (const word of ['river', '', 'r', '', 'bridge', '']) {
             const find = document.getElementById('find'), begin = performance.now();
             find.value = word;
             find.dispatchEvent(new Event('input'));
@@ -165,7 +165,7 @@ def test_it_is_fast_with_five_hundred_nodes(here: Opened) -> None:
           return Math.min(...times);
         }"""
     )
-    assert spent < 1_000  # about 100 ms on an idle machine; the bound leaves room for a busy one
+    assert spent < 3_000  # milliseconds; about 80 on an idle machine, and the bound leaves room for a busy one
 
 
 def test_selecting_a_strategy_shows_what_is_behind_it(here: Opened) -> None:
@@ -203,8 +203,12 @@ def test_selecting_a_strategy_shows_what_is_behind_it(here: Opened) -> None:
     # From the panel on to a path, and from it to a query.
     panel.locator("section", has_text="Paths that lead to it").locator("button.go").first.click()
     expect(panel).to_contain_text("Strategies it leads to")
+    expect(page.locator(".node.path")).to_have_count(1)
+    assert page.locator(".node.strategy").count() > 1  # this path leads to others too
     panel.locator("section", has_text="Queries that took it").locator("button.go").first.click()
     expect(panel).to_contain_text("Paths it took")
+    expect(page.locator(".node.query")).to_have_count(1)
+    assert page.locator(".node.path").count() in (2, 3)
     expect(page.locator(".node[aria-pressed=true]")).to_have_count(1)
     page.locator("#reset").click()
     expect(page.locator(".node")).to_have_count(NODES)
@@ -244,6 +248,7 @@ def test_search_kinds_and_weights_narrow_the_graph(here: Opened) -> None:
     left = page.locator(".edge").count()
     assert 0 < left < everything / 4
     assert page.locator(".node.strategy").count() < 70
+    assert page.locator(".edge:not(.up)").count() == 0  # whose weight is at most the initial 1
     assert page.evaluate(OVERLAPS) == []
 
 
