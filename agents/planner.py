@@ -148,8 +148,8 @@ def _message(said: Said, message_id: str) -> BaseMessage:
 def cases_text(cases: Sequence[ShownCase]) -> str:
     """Return the block that shows cases (section 3.4): positive ones first, then the others, each in the order of retrieval.
 
-    A case cannot end the block, nor begin a line of its own in it: it is data. Its number stands before its words, so that a small model
-    that finds a word knows whose it is.
+    A case cannot end the block, nor begin a line of its own in it: it is data. Its number stands after its words, where a small model has read them
+    and can tell whose they are.
     """
     good = [case for case in cases if case.positive]
     other = [case for case in cases if not case.positive]
@@ -161,7 +161,7 @@ def cases_text(cases: Sequence[ShownCase]) -> str:
         if group:
             lines.append(f"{title}, {len(group)} of {len(cases)}:")
         for number, case in enumerate(group, start):
-            lines += [f"Task [{number}]: {_shown(case.task)}", f"Plan [{number}]: {_shown(_steps(case.plan))}"]
+            lines += [f"Task: {_shown(case.task)}", f"Plan [{number}]: {_shown(_steps(case.plan))}"]
     return "\n".join([*lines, "</cases>"])
 
 

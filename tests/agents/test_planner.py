@@ -208,12 +208,12 @@ def test_cases_are_shown_positive_ones_first_with_numbered_steps() -> None:
     assert shown.splitlines() == [
         "<cases>",
         "Positive examples (reward = 1), 1 of 3:",
-        "Task [1]: good",
+        "Task: good",
         "Plan [1]: 1. look up 2. count",
         "Negative examples (reward = 0), 2 of 3:",
-        "Task [2]: bad",
+        "Task: bad",
         "Plan [2]: 1. look up 2. count",
-        "Task [3]: nobody knows",
+        "Task: nobody knows",
         "Plan [3]: scribbled plan",
         "</cases>",
     ]

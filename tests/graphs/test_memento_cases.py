@@ -71,10 +71,10 @@ def test_cases_are_shown_as_a_second_message_of_the_user(run: Run, cases: CaseBa
     assert (block(first) or "").splitlines() == [
         "<cases>",
         "Positive examples (reward = 1), 1 of 2:",
-        "Task [1]: city of Anna's boss",
+        "Task: city of Anna's boss",
         "Plan [1]: 1. find the boss 2. find the city",
         "Negative examples (reward = 0), 1 of 2:",
-        "Task [2]: city of Anna's friend",
+        "Task: city of Anna's friend",
         "Plan [2]: 1. find the city",
         "</cases>",
     ]

@@ -20,7 +20,7 @@ from memweave.worlds.planworld import PLAIN, SKELETONS, plan_of, read_text
 
 ENOUGH: Final = 0.3
 """Share of a task's words that a case must have for the script to go by it."""
-_CASE: Final = re.compile(r"^Task \[\d+\]: (.*)\nPlan \[(\d+)\]: (.*)$", re.MULTILINE)
+_CASE: Final = re.compile(r"^Task: (.*)\nPlan \[(\d+)\]: (.*)$", re.MULTILINE)
 _RESULT: Final = re.compile(r"Task \d+ result: (.*)")
 
 
