@@ -45,7 +45,7 @@ def test_the_list_shows_recipes_arms_and_settings(cli: Cli) -> None:
     assert answerer["arms"] == [*both, "grpo-lenient"]
     assert manager["arms"] == [*both, "grpo-window24", "grpo-rollout"]
     columns = {line.index(" arms:") for line in shown.out.splitlines() if " arms:" in line}
-    assert columns == {len("memory-r1-answerer")}  # names of any length stand in one column
+    assert columns == {len("graph-memory-weights")}  # names of any length stand in one column
 
 
 def test_a_run_and_what_it_says(cli: Cli, tmp_path: Path) -> None:
