@@ -2,7 +2,7 @@
 
 In normal operation `reached` does nothing. Points: `apply:op`, `apply:closed`, `apply:opened`, `apply:turn`, `apply:commit`,
 `apply:committed`, `project:upserted`, `project:deleted`, `project:marked`, `fill:cleared`, `fill:upserted`;
-of a graph of strategies `graph:edges`, `graph:weights`, `graph:logged`, `graph:saved`, `graph:cleared`.
+of a graph of strategies `graph:edges`, `graph:weights`, `graph:logged`, `graph:settled`, `graph:saved`, `graph:cleared`.
 """
 
 from __future__ import annotations

@@ -158,8 +158,8 @@ graph_edges = Table(
     Index("memweave_graph_edges_op", "partition", "op_id"),
     sqlite_autoincrement=True,
 )
-"""Edges and their trainable weights. An edge counts while it is active (the operation that made it is not undone) and both ends are
-current; one that does not keeps its weight for when that comes back."""
+"""Edges and their trainable weights, but for what `graph_moves` still has. An edge counts while it is active (the operation that made it is
+not undone) and both ends are current; one that does not keeps its weight for when that comes back."""
 
 graph_steps = Table(
     "memweave_graph_steps",
@@ -190,5 +190,16 @@ graph_snapshots = Table(
 )
 """Weights that can be gone back to: (position, weight, updates, gap_sum) of the edges that had been trained, compressed."""
 
-LATER = (replay, graph_paths, graph_edges, graph_steps, graph_snapshots)
+graph_moves = Table(
+    "memweave_graph_moves",
+    metadata,
+    Column("partition", String(32), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("gap", Double, nullable=False),
+    Column("weights", LargeBinary, nullable=False),
+)
+"""Steps that the edges do not have yet: (position, weight) of those that each one touched. A step appends one row; now and then all rows of
+a partition are written into its edges and go."""
+
+LATER = (replay, graph_paths, graph_edges, graph_steps, graph_snapshots, graph_moves)
 """Tables that ledgers of the first releases lack; they are added when such a ledger is opened."""

@@ -8,7 +8,6 @@ NumPy only; nothing here reads or writes a graph.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -19,30 +18,33 @@ from memweave.graph_records import EdgeKind, Strategy
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 Places = np.ndarray[Any, np.dtype[np.int64]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 _NONE: Final = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class Sparse:
-    """Edges of one kind, by source (compressed rows)."""
+    """Edges of one kind, and which of them count, by source (compressed rows)."""
 
     start: Places
-    """(sources + 1,): the edges of source i are those from start[i] to start[i + 1]."""
+    """(sources + 1,): the edges of source i are those from start[i] to start[i + 1] in `order`."""
+    order: Places
+    """(edges that count,): places of edges in `target` and `weight`."""
     target: Places
     """(edges,): places of targets."""
     weight: Numbers
     """(edges,)."""
 
     def of(self, sources: Places) -> tuple[Places, Places]:
-        """Return the edges of some sources, source by source: their places, and for each, which of `sources` it belongs to."""
+        """Return the edges of some sources that count, source by source: their places, and which of `sources` each belongs to."""
         if not len(sources):
             return _NONE, _NONE
         first, last = self.start[sources], self.start[sources + 1]
         counts = last - first
         owner = np.repeat(np.arange(len(sources)), counts)
         within = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-        return np.repeat(first, counts) + within, owner
+        return self.order[np.repeat(first, counts) + within], owner
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,15 +202,13 @@ def uniform(links: Links) -> Links:
     return Links(links.edge, links.source, links.target, np.ones(len(links.edge)), links.factor)
 
 
-def sparse(sources: int, edges: Sequence[tuple[int, int, float]]) -> tuple[Sparse, Places]:
-    """Return edges (source, target, weight) by source, in the given order within one; and the order, as places in `edges`."""
-    source = np.array([edge[0] for edge in edges], dtype=np.int64)
-    target = np.array([edge[1] for edge in edges], dtype=np.int64)
-    weight = np.array([edge[2] for edge in edges], dtype=np.float64)
-    order = np.argsort(source, kind="stable")
+def sparse(sources: int, source: Places, target: Places, weight: Numbers, counts: Flags | None = None) -> Sparse:
+    """Return edges by source, in the given order within one. source, target, weight, counts: (edges,); `None`: all of them count."""
+    order = np.arange(len(source)) if counts is None else np.flatnonzero(counts)
+    order = order[np.argsort(source[order], kind="stable")]
     start = np.zeros(sources + 1, dtype=np.int64)
-    np.cumsum(np.bincount(source, minlength=sources), out=start[1:])
-    return Sparse(start, target[order], weight[order]), order
+    np.cumsum(np.bincount(source[order], minlength=sources), out=start[1:])
+    return Sparse(start, order, target, weight)
 
 
 def _mass(to_paths: Links, similarities: Numbers, paths: int) -> Numbers:

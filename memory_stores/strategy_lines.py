@@ -25,12 +25,12 @@ from sqlalchemy.engine import Connection
 from memweave.errors import ConflictError, EmbeddingMismatchError, FormatError, InputError, UnavailableError
 from memweave.graph_records import EdgeKind, States
 from memweave.memory_stores.ledger import LedgerTransaction
-from memweave.memory_stores.schema import graph_edges, graph_paths, graph_snapshots, graph_steps
+from memweave.memory_stores.schema import graph_edges, graph_moves, graph_paths, graph_snapshots, graph_steps
 from memweave.memory_stores.store import Vector
 from memweave.memory_stores.strategy_check import problems
+from memweave.memory_stores.strategy_loading import state_of
 from memweave.memory_stores.strategy_store import GraphStore
-from memweave.memory_stores.strategy_table import state_of
-from memweave.memory_stores.strategy_weights import SAVED, saved
+from memweave.memory_stores.strategy_weights import SAVED, present, saved
 from memweave.memory_stores.transfer import import_lines
 from memweave.records import RECORD_FORMAT, Name, Scope, utc_now
 
@@ -140,9 +140,12 @@ def _own_lines(connection: Connection, partition: str) -> Iterator[tuple[str, ob
         path = _Path(id=UUID(hex=row["path_id"]), machine=row["machine"], states=json.loads(row["states"]))
         yield "path", path.model_dump(mode="json")
     places = {}
-    for place, row in enumerate(rows(e, e.c.position)):
-        places[row["position"]] = place
-        yield "edge", _Edge.model_validate({name: row[name] for name in _Edge.model_fields}).model_dump(mode="json")
+    now = present(connection, partition).tolist()
+    for place, (row, (position, weight, updates, gap_sum)) in enumerate(zip(rows(e, e.c.position), now, strict=True)):
+        places[position] = place
+        trained = {"weight": weight, "updates": updates, "gap_sum": gap_sum}
+        edge = _Edge.model_validate({**{name: row[name] for name in _Edge.model_fields}, **trained})
+        yield "edge", edge.model_dump(mode="json")
     for row in rows(s, s.c.position):
         yield "step", _Step.model_validate({name: row[name] for name in _Step.model_fields}).model_dump(mode="json")
     for row in rows(k, k.c.version):
@@ -196,7 +199,7 @@ def _texts(content: _Read) -> list[str]:
 
 def _insert(tx: LedgerTransaction, partition: str, content: _Read, scope: Scope) -> None:
     connection = tx.connection
-    for table in (graph_paths, graph_edges, graph_steps, graph_snapshots):
+    for table in (graph_paths, graph_edges, graph_steps, graph_snapshots, graph_moves):
         if connection.execute(sa.select(table.c.partition).where(table.c.partition == partition).limit(1)).first():
             raise ConflictError(
                 f"{scope} already holds another graph. Import into a new user, or purge this one first."
@@ -205,15 +208,17 @@ def _insert(tx: LedgerTransaction, partition: str, content: _Read, scope: Scope)
         states = json.dumps(path.states, ensure_ascii=False)
         new = {"partition": partition, "path_id": path.id.hex, "machine": path.machine, "states": states}
         connection.execute(sa.insert(graph_paths), new)
-    positions = []
-    for edge in content.edges:
-        ids = {"source": edge.source.hex, "target": edge.target.hex, "op_id": edge.op_id.hex, "kind": edge.kind.value}
-        key = connection.execute(
-            sa.insert(graph_edges),
-            {**edge.model_dump(), **ids, "active": int(edge.active), "partition": partition},
-        ).inserted_primary_key
-        assert key is not None  # a single-row insert always has one
-        positions.append(int(key[0]))
+    edges = [
+        {
+            **edge.model_dump(), "source": edge.source.hex, "target": edge.target.hex, "op_id": edge.op_id.hex,
+            "kind": edge.kind.value, "active": int(edge.active), "partition": partition,
+        }
+        for edge in content.edges
+    ]  # fmt: skip
+    if edges:
+        connection.execute(sa.insert(graph_edges), edges)
+    query = sa.select(graph_edges.c.position).where(graph_edges.c.partition == partition)
+    positions = list(connection.execute(query.order_by(graph_edges.c.position)).scalars())
     if content.steps:
         rows = [{**step.model_dump(), "partition": partition} for step in content.steps]
         connection.execute(sa.insert(graph_steps), rows)

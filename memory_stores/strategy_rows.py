@@ -22,19 +22,19 @@ from memweave.graph_records import (
 )
 from memweave.records import Memory
 
-_QUERY: Final = "query"
-_STRATEGY: Final = "strategy"
+QUERY: Final = "query"
+STRATEGY: Final = "strategy"
 
 
 def query_metadata(query: NewQuery, outcomes: tuple[RolloutOutcome, ...]) -> dict[str, JsonValue]:
     """Return what of a query is no text."""
     kept = query.model_dump(mode="json", exclude={"text"}, exclude_defaults=True)
-    return {_QUERY: {**kept, "outcomes": [each.model_dump(mode="json", exclude_defaults=True) for each in outcomes]}}
+    return {QUERY: {**kept, "outcomes": [each.model_dump(mode="json", exclude_defaults=True) for each in outcomes]}}
 
 
 def query_of(memory: Memory) -> QueryNode:
     """Return the query in a memory of the collection; trusts the ledger and validates nothing."""
-    kept: Any = memory.metadata[_QUERY]  # written by `query_metadata`
+    kept: Any = memory.metadata[QUERY]  # written by `query_metadata`
     outcomes = tuple(
         RolloutOutcome.model_construct(**{**each, "states": tuple(each["states"])}) for each in kept["outcomes"]
     )
@@ -50,12 +50,12 @@ def query_of(memory: Memory) -> QueryNode:
 def strategy_metadata(strategy: NewStrategy, evidence: int = 1, contradictions: int = 0) -> dict[str, JsonValue]:
     """Return what of a strategy is no text."""
     kept = strategy.model_dump(mode="json", include=set(NewStrategy.model_fields) - {"summary"}, exclude_defaults=True)
-    return {_STRATEGY: {**kept, "evidence": evidence, "contradictions": contradictions}}
+    return {STRATEGY: {**kept, "evidence": evidence, "contradictions": contradictions}}
 
 
 def strategy_of(memory: Memory) -> Strategy:
     """Return the strategy in a memory of the collection; trusts the ledger and validates nothing."""
-    kept: Any = memory.metadata[_STRATEGY]  # written by `strategy_metadata`
+    kept: Any = memory.metadata[STRATEGY]  # written by `strategy_metadata`
     principles = tuple(Principle.model_construct(**each) for each in kept.get("principles", ()))
     return Strategy.model_construct(
         id=memory.id,

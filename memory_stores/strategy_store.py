@@ -15,7 +15,7 @@ from memweave.memory_stores.case_store import CaseStore
 from memweave.memory_stores.ledger import Ledger, LedgerTransaction
 from memweave.memory_stores.schema import versions
 from memweave.memory_stores.store import Transaction, Vector
-from memweave.memory_stores.strategy_weights import toggle_edges
+from memweave.memory_stores.strategy_edges import toggle_edges
 from memweave.records import Memory, MemoryOp, ProposedOp, Scope
 
 QUERIES: Final = "queries"
@@ -74,10 +74,14 @@ class GraphStore(CaseStore):
 
     def all_vectors(self, scope: Scope) -> tuple[list[UUID], np.ndarray[tuple[int, int], np.dtype[np.float32]]]:
         """Return the current memories, oldest first, and (n, d) their vectors."""
-        found = sorted(self._core.ledger.snapshot(self._partition(scope), scope), key=lambda each: each.memory.id)
-        if not found:
-            return [], np.zeros((0, self.embedder.dimension), dtype=np.float32)
-        return [each.memory.id for each in found], np.stack([each.vector for each in found])
+        v = versions.c
+        query = sa.select(v.memory_id, v.vector).where(v.partition == self._partition(scope), v.closed_seq.is_(None))
+        with self._core.ledger.database.read() as connection:
+            found = connection.execute(query.order_by(v.memory_id)).all()
+        rows = np.frombuffer(b"".join(row.vector for row in found), dtype="<f4").reshape(
+            len(found), self.embedder.dimension
+        )
+        return [UUID(hex=row.memory_id) for row in found], rows
 
     def _undo_one(self, tx: Transaction, partition: str, op: MemoryOp, actor: str, reason: str | None) -> MemoryOp:
         done = super()._undo_one(tx, partition, op, actor, reason)

@@ -1,5 +1,6 @@
-"""Edges of a graph of strategies and their weights, in the ledger's database: links, steps, snapshots, and going back.
+"""Weights of a graph of strategies in the ledger's database: steps, what they moved, snapshots, and going back.
 
+A step appends what it moved; the edges themselves are written now and then (`settle`). What counts is the edges with the moves on top.
 Everything here works in a transaction that somebody else opened and goes by the partition of a scope's strategies.
 """
 
@@ -7,10 +8,9 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
-from uuid import UUID
 
 import numpy as np
 import sqlalchemy as sa
@@ -18,37 +18,43 @@ from sqlalchemy import bindparam
 from sqlalchemy.engine import Connection
 
 from memweave.errors import InputError
-from memweave.graph_records import EdgeKind, EdgeStep, WeightUpdate, WeightVersion
+from memweave.graph_records import EdgeStep, WeightUpdate, WeightVersion
 from memweave.memory_stores.ledger import LedgerTransaction
 from memweave.memory_stores.probes import reached
 from memweave.memory_stores.rows import micros, moment
-from memweave.memory_stores.schema import graph_edges, graph_paths, graph_snapshots, graph_steps
+from memweave.memory_stores.schema import graph_edges, graph_moves, graph_snapshots, graph_steps
+from memweave.memory_stores.strategy_activation import Numbers, Places
 
 STEP: Final = "step"
 ROLLBACK: Final = "rollback"
 SNAPSHOTS_KEPT: Final = 100
 """Automatic snapshots of a scope; the oldest go. Those that somebody asked for stay."""
 SAVED: Final = np.dtype([("position", "<i8"), ("weight", "<f8"), ("updates", "<i8"), ("gap_sum", "<f8")])
+MOVED: Final = np.dtype([("position", "<i8"), ("weight", "<f8")])
+SETTLED_EVERY: Final = 64
+"""Versions after which the edges are written, so that few moves are on top of them."""
 _CHUNK: Final = 500
 
-_e, _p, _s, _k = graph_edges.c, graph_paths.c, graph_steps.c, graph_snapshots.c
+Saved = np.ndarray[Any, np.dtype[np.void]]
+"""Rows of `SAVED`."""
+
+_e, _s, _k, _m = graph_edges.c, graph_steps.c, graph_snapshots.c, graph_moves.c
 _HEAD: Final = (
     sa.select(_s.version, _s.touches, _s.recorded_at)
     .where(_s.partition == bindparam("in_partition"))
     .order_by(_s.position.desc())
     .limit(1)
 )
-_SET_WEIGHT: Final = (
-    "UPDATE memweave_graph_edges SET weight = {0}, updates = updates + 1, gap_sum = gap_sum + {0} WHERE position = {0}"
+_WEIGHTS: Final = sa.select(_e.position, _e.weight, _e.updates, _e.gap_sum)
+_MOVES: Final = (
+    sa.select(_m.version, _m.gap, _m.weights)
+    .where(_m.partition == bindparam("in_partition"), _m.version > bindparam("after"))
+    .order_by(_m.version)
 )
-"""For the driver itself, whose sign for a parameter is filled in: a step has a hundred rows, for which the toolkit takes longer than the
-database."""
-_RESTORE: Final = (
-    sa.update(graph_edges)
-    .where(_e.position == bindparam("at_position"))
-    .values(weight=bindparam("to_weight"), updates=bindparam("to_updates"), gap_sum=bindparam("to_gap"))
-)
+_SET_WEIGHT: Final = "UPDATE memweave_graph_edges SET weight = {0}, updates = {0}, gap_sum = {0} WHERE position = {0}"
+"""For the driver itself, whose sign for a parameter is filled in: for thousands of rows, the toolkit takes longer than the database."""
 _INSERT_STEP: Final = sa.insert(graph_steps)
+_INSERT_MOVE: Final = sa.insert(graph_moves)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,103 +66,105 @@ class Head:
     """Sum of `updates` over all edges."""
 
 
-def add_paths(
-    connection: Connection, partition: str, machine: str, paths: Iterable[tuple[UUID, Sequence[str]]]
-) -> None:
-    """Insert the paths that are new."""
-    given = {path.hex: states for path, states in paths}
-    known = set(
-        connection.execute(
-            sa.select(_p.path_id).where(_p.partition == partition, _p.path_id.in_(list(given)))
-        ).scalars()
-    )
-    rows = [
-        {"partition": partition, "path_id": path, "machine": machine, "states": json.dumps(states, ensure_ascii=False)}
-        for path, states in given.items()
-        if path not in known
-    ]
-    if rows:
-        connection.execute(sa.insert(graph_paths), rows)
-
-
-def known_paths(connection: Connection, partition: str, paths: Sequence[UUID]) -> set[UUID]:
-    """Return those of the paths that exist."""
-    query = sa.select(_p.path_id).where(_p.partition == partition, _p.path_id.in_([path.hex for path in paths]))
-    return {UUID(hex=found) for found in connection.execute(query).scalars()}
-
-
-def add_edges(
-    connection: Connection,
-    partition: str,
-    kind: EdgeKind,
-    edges: Sequence[tuple[UUID, UUID]],
-    *,
-    initial: float,
-    op_id: UUID,
-) -> int:
-    """Make edges, and return how many there were not. One that an undo had taken away comes back with the weight it had."""
-    added = 0
-    for source, target in dict.fromkeys(edges):
-        here = sa.and_(
-            _e.partition == partition, _e.kind == kind.value, _e.source == source.hex, _e.target == target.hex
-        )
-        active = connection.execute(sa.select(_e.active).where(here)).scalar()
-        if active is None:
-            row = {
-                "partition": partition, "kind": kind.value, "source": source.hex, "target": target.hex, "initial": initial,
-                "weight": initial, "updates": 0, "gap_sum": 0.0, "active": 1, "op_id": op_id.hex,
-            }  # fmt: skip
-            connection.execute(sa.insert(graph_edges), row)
-        elif not active:
-            connection.execute(sa.update(graph_edges).where(here).values(active=1, op_id=op_id.hex))
-        added += not active
-    reached("graph:edges")
-    return added
-
-
-def missing_edges(
-    connection: Connection, partition: str, kind: EdgeKind, edges: Sequence[tuple[UUID, UUID]]
-) -> list[tuple[UUID, UUID]]:
-    """Return those of the edges that are not there, or are undone."""
-    out = []
-    for source, target in dict.fromkeys(edges):
-        here = sa.and_(
-            _e.partition == partition, _e.kind == kind.value, _e.source == source.hex, _e.target == target.hex
-        )
-        if not connection.execute(sa.select(_e.active).where(here)).scalar():
-            out.append((source, target))
-    return out
-
-
-def toggle_edges(connection: Connection, partition: str, op_id: UUID) -> None:
-    """Take away the edges that an operation made, or bring them back."""
-    here = sa.and_(_e.partition == partition, _e.op_id == op_id.hex)
-    connection.execute(sa.update(graph_edges).where(here).values(active=1 - _e.active))
-
-
 def head(connection: Connection, partition: str) -> Head:
     """Return the present version of the weights."""
     row = connection.execute(_HEAD, {"in_partition": partition}).first()
     return Head(row.version, row.touches) if row else Head(0, 0)
 
 
-def take(
-    tx: LedgerTransaction, partition: str, step: EdgeStep, weights: Sequence[tuple[int, float]], *, snapshot_every: int
-) -> WeightUpdate:
-    """Write the weights after a step, and the step into the log; return the entry.
+@dataclass(frozen=True, slots=True)
+class Move:
+    """What one step did to weights."""
 
-    weights: position and new weight of each edge that it touches.
+    version: int
+    gap: float
+    position: Places
+    """(edges,): no edge twice."""
+    weight: Numbers
+    """(edges,): afterwards."""
+
+
+def moves(connection: Connection, partition: str, after: int = 0) -> list[Move]:
+    """Return the steps after a version that the edges do not have yet, oldest first."""
+    found = []
+    for version, gap, blob in connection.execute(_MOVES, {"in_partition": partition, "after": after}):
+        rows = np.frombuffer(blob, dtype=MOVED)
+        found.append(Move(version, gap, rows["position"], rows["weight"]))
+    return found
+
+
+def present(connection: Connection, partition: str) -> Saved:
+    """Return the weights of all edges as they are now, by position."""
+    rows = _rows(connection, _WEIGHTS.where(_e.partition == partition).order_by(_e.position))
+    return moved(rows, moves(connection, partition))
+
+
+def moved(rows: Saved, given: Sequence[Move]) -> Saved:
+    """Return weights of edges, by position, after moves; those of other edges are left out."""
+    for move in given:
+        place, there = places_of(move.position, rows["position"])
+        rows["weight"][place] = move.weight[there]
+        rows["updates"][place] += 1
+        rows["gap_sum"][place] += move.gap
+    return rows
+
+
+def places_of(positions: Places, among: Places) -> tuple[Places, np.ndarray[Any, np.dtype[np.bool_]]]:
+    """Return where positions are among rising ones, those that are not there left out; and for each, whether it is there."""
+    if not len(among):
+        return np.zeros(0, dtype=np.int64), np.zeros(len(positions), dtype=bool)
+    place = np.minimum(np.searchsorted(among, positions), len(among) - 1)
+    there = among[place] == positions
+    return place[there], there
+
+
+def _rows(connection: Connection, query: sa.Select[tuple[int, float, int, float]]) -> Saved:
+    return np.array([tuple(row) for row in connection.execute(query).all()], dtype=SAVED)
+
+
+def settle(connection: Connection, partition: str) -> None:
+    """Write the moves into the edges."""
+    pending = moves(connection, partition)
+    if not pending:
+        return
+    touched = np.unique(np.concatenate([move.position for move in pending])).tolist()
+    chunks = [touched[start : start + _CHUNK] for start in range(0, len(touched), _CHUNK)]
+    before = [
+        _rows(connection, _WEIGHTS.where(_e.position.in_(each), _e.partition == partition).order_by(_e.position))
+        for each in chunks
+    ]
+    rows = moved(np.concatenate(before), pending)
+    changes = [(weight, updates, gap, position) for position, weight, updates, gap in rows.tolist()]
+    _write_weights(connection, changes)
+    reached("graph:settled")
+    connection.execute(sa.delete(graph_moves).where(_m.partition == partition))
+
+
+def _write_weights(connection: Connection, changes: list[tuple[float, int, float, int]]) -> None:
+    """Write weight, updates and sum of gaps of edges, by position."""
+    sign = "?" if connection.dialect.paramstyle == "qmark" else "%s"
+    if changes:
+        connection.exec_driver_sql(_SET_WEIGHT.format(sign), changes)
+
+
+def take(
+    tx: LedgerTransaction, partition: str, step: EdgeStep, position: Places, weight: Numbers, *, snapshot_every: int
+) -> WeightUpdate:
+    """Write what a step moved, and the step into the log; return the entry.
+
+    position, weight: (edges,) of each edge that it touches; the weights afterwards.
     """
-    connection, now = tx.connection, tx.tick()
+    connection, now, count = tx.connection, tx.tick(), len(position)
     before = head(connection, partition)
-    if weights:
-        sign = "?" if connection.dialect.paramstyle == "qmark" else "%s"
-        rows = [(weight, step.gap, position) for position, weight in weights]
-        connection.exec_driver_sql(_SET_WEIGHT.format(sign), rows)
+    after = Head(before.version + bool(count), before.touches + count)
+    if count:
+        rows = np.empty(count, dtype=MOVED)
+        rows["position"], rows["weight"] = position, weight
+        move = {"partition": partition, "version": after.version, "gap": step.gap, "weights": rows.tobytes()}
+        connection.execute(_INSERT_MOVE, move)
         reached("graph:weights")
-    after = Head(before.version + bool(weights), before.touches + len(weights))
     update = WeightUpdate(
-        **step.model_dump(exclude={"deltas"}), gap=step.gap, edges=len(weights), version=after.version, recorded_at=now
+        **step.model_dump(exclude={"deltas"}), gap=step.gap, edges=count, version=after.version, recorded_at=now
     )
     row = {
         "partition": partition, "version": after.version, "kind": STEP, "touches": after.touches,
@@ -164,8 +172,10 @@ def take(
     }  # fmt: skip
     connection.execute(_INSERT_STEP, row)
     reached("graph:logged")
-    if weights and after.version % snapshot_every == 0:
+    if count and after.version % snapshot_every == 0:
         save(tx, partition, kept=False)
+    elif count and after.version % SETTLED_EVERY == 0:
+        settle(connection, partition)
     return update
 
 
@@ -175,13 +185,11 @@ def save(tx: LedgerTransaction, partition: str, *, kept: bool) -> None:
     at = head(connection, partition)
     if not at.version:
         return  # every edge at its initial weight, which the edges know
+    settle(connection, partition)
     here = sa.and_(_k.partition == partition, _k.version == at.version)
     there = connection.execute(sa.select(_k.kept).where(here)).scalar()
     if there is None:
-        query = sa.select(_e.position, _e.weight, _e.updates, _e.gap_sum).where(
-            _e.partition == partition, _e.updates > 0
-        )
-        rows = np.array([tuple(row) for row in connection.execute(query)], dtype=SAVED)
+        rows = _rows(connection, _WEIGHTS.where(_e.partition == partition, _e.updates > 0))
         row = {
             "partition": partition, "version": at.version, "recorded_at": micros(tx.now), "kept": int(kept),
             "edges": len(rows), "touches": at.touches, "weights": zlib.compress(rows.tobytes(), 1),
@@ -200,7 +208,7 @@ def _let_go(connection: Connection, partition: str) -> None:
         connection.execute(sa.delete(graph_snapshots).where(_k.partition == partition, _k.version.in_(old)))
 
 
-def saved(blob: bytes) -> np.ndarray[Any, np.dtype[np.void]]:
+def saved(blob: bytes) -> Saved:
     """Return the rows of a snapshot."""
     return np.frombuffer(zlib.decompress(blob), dtype=SAVED)
 
@@ -223,12 +231,8 @@ def restore(tx: LedgerTransaction, partition: str, version: int) -> None:
     connection.execute(sa.update(graph_edges).where(trained).values(weight=_e.initial, updates=0, gap_sum=0.0))
     reached("graph:cleared")
     if row is not None:
-        changes = [
-            {"at_position": position, "to_weight": weight, "to_updates": updates, "to_gap": gap}
-            for position, weight, updates, gap in saved(row.weights).tolist()
-        ]
-        if changes:
-            connection.execute(_RESTORE, changes)
+        rows = saved(row.weights).tolist()
+        _write_weights(connection, [(weight, updates, gap, position) for position, weight, updates, gap in rows])
     now = tx.tick()
     entry = {
         "partition": partition, "version": at.version + 1, "kind": ROLLBACK, "touches": row.touches if row else 0,
@@ -241,8 +245,8 @@ def restore(tx: LedgerTransaction, partition: str, version: int) -> None:
 
 def versions(connection: Connection, partition: str) -> list[WeightVersion]:
     """Return version 0, those that were kept and the present one, oldest first."""
-    present = connection.execute(_HEAD, {"in_partition": partition}).first()
-    at = present.version if present else 0
+    last = connection.execute(_HEAD, {"in_partition": partition}).first()
+    at = last.version if last else 0
     query = sa.select(_k.version, _k.recorded_at, _k.edges).where(_k.partition == partition).order_by(_k.version)
     found = [WeightVersion(version=0, recorded_at=None, edges=0, current=at == 0)]
     for row in connection.execute(query):
@@ -254,10 +258,9 @@ def versions(connection: Connection, partition: str) -> list[WeightVersion]:
                 current=row.version == at,
             )
         )
-    if present and at != found[-1].version:
-        trained = sa.select(sa.func.count()).where(_e.partition == partition, _e.updates > 0)
-        edges = connection.execute(trained).scalar() or 0
-        found.append(WeightVersion(version=at, recorded_at=moment(present.recorded_at), edges=edges, current=True))
+    if last and at != found[-1].version:
+        edges = int(np.count_nonzero(present(connection, partition)["updates"]))
+        found.append(WeightVersion(version=at, recorded_at=moment(last.recorded_at), edges=edges, current=True))
     return found
 
 

@@ -19,8 +19,8 @@ from memweave.records import Scope
 
 ANNA, BOB = Scope(user="anna"), Scope(user="bob")
 POINTS = (
-    "graph:weights", "graph:logged", "graph:saved", "graph:cleared", "graph:edges", "apply:op", "apply:opened", "apply:commit",
-    "apply:committed",
+    "graph:weights", "graph:logged", "graph:settled", "graph:saved", "graph:cleared", "graph:edges", "apply:op", "apply:opened",
+    "apply:commit", "apply:committed",
 )  # fmt: skip
 
 

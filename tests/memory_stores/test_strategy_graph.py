@@ -590,7 +590,7 @@ def test_a_folder_of_before_there_were_graphs_opens(tmp_path: Path) -> None:
     with open_bank(tmp_path, embedding="hashing"):
         pass
     with sqlite3.connect(tmp_path / "ledger.sqlite") as raw:
-        for name in ("paths", "edges", "steps", "snapshots"):
+        for name in ("paths", "edges", "steps", "snapshots", "moves"):
             raw.execute(f"DROP TABLE memweave_graph_{name}")
     raw.close()
     with open_strategies(tmp_path) as graph:

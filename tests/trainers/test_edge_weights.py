@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from memweave.errors import RewardError, SettingsError
 from memweave.graph_records import EdgeKind, NewQuery, NewStrategy, RolloutOutcome, Strategy, StrategyKind
 from memweave.memory_stores import StrategySettings, open_strategies
-from memweave.memory_stores.strategy_activation import Activation, activated, probabilities, relevance, sparse
+from memweave.memory_stores.strategy_activation import Activation, Sparse, activated, probabilities, relevance, sparse
 from memweave.records import Scope
 from memweave.trainers.edge_weights import Reinforce
 
@@ -38,6 +38,11 @@ def strategy(number: int) -> Strategy:
     )  # fmt: skip
 
 
+def by_source(sources: int, edges: Edges) -> Sparse:
+    source, target = (np.array([edge[end] for edge in edges], dtype=np.int64) for end in (0, 1))
+    return sparse(sources, source, target, np.array([edge[2] for edge in edges], dtype=np.float64))
+
+
 def activation(
     similar: Sequence[float],
     query_path: Edges,
@@ -48,8 +53,8 @@ def activation(
 ) -> Activation:
     """Return what a query activates whose neighbours are all queries of a graph."""
     paths = 1 + max((edge[1] for edge in query_path), default=-1)
-    first, _ = sparse(len(similar), query_path)
-    second, _ = sparse(max(paths, 1 + max((edge[0] for edge in path_strategy), default=-1)), path_strategy)
+    first = by_source(len(similar), query_path)
+    second = by_source(max(paths, 1 + max((edge[0] for edge in path_strategy), default=-1)), path_strategy)
     reached, active, to_paths, to_strategies = activated(
         first, second, np.arange(len(similar)), degree_normalised=normalised
     )
