@@ -398,4 +398,91 @@ MACHINES = [
     ),
 ]
 
-GRAPH_MEMORY = [*AGENTS, *MACHINES]
+BABYAI_PATHS = ("tests/agents/test_babyai_paths.py",)
+BABYAI_WORDS = ("tests/worlds/test_babyai_words.py",)
+BABYAI_SCRIPT = "tests/recipes/test_babyai_strategies.py"
+
+BABYAI = [
+    Fault(
+        "any-turn-is-looking-around",
+        "a turn on the way passes for looking around",
+        "agents/babyai_paths.py",
+        "LOOK: Final = 3",
+        "LOOK: Final = 1",
+        BABYAI_PATHS,
+    ),
+    Fault(
+        "the-missions-door-is-a-search",
+        "opening the door of the mission passes for a search behind a door",
+        "agents/babyai_paths.py",
+        "if opens and not still and not ours:",
+        "if opens and not still:",
+        BABYAI_PATHS,
+    ),
+    Fault(
+        "out-of-steps-is-giving-up",
+        "who ran out of steps seems to have given up",
+        "agents/babyai_paths.py",
+        "if OVER not in self._text:",
+        "if OVER in self._text:",
+        BABYAI_PATHS,
+    ),
+    Fault(
+        "same-step-is-another-way",
+        "who repeats a step in vain seems to take another way",
+        "agents/babyai_paths.py",
+        "around = deeds[place].action != FORWARD",
+        "around = deeds[place].action == FORWARD",
+        BABYAI_PATHS,
+    ),
+    Fault(
+        "left-is-right-in-a-view",
+        "what is on the left is charted on the right",
+        "src/memweave/worlds/babyai_words.py",
+        '(-1 if "left" in (side, alone_side) else 1)',
+        '(-1 if "right" in (side, alone_side) else 1)',
+        BABYAI_WORDS,
+    ),
+    Fault(
+        "a-bump-is-a-step",
+        "a step that had no effect moves the agent on the chart",
+        "src/memweave/worlds/babyai_words.py",
+        "if name == FORWARD and not view.still:",
+        "if name == FORWARD:",
+        BABYAI_WORDS,
+    ),
+    Fault(
+        "any-key-opens",
+        "a key of another color is taken for that of the door",
+        "src/memweave/worlds/babyai_words.py",
+        "if not colors or thing.color in colors}",
+        "if thing.color}",
+        BABYAI_WORDS,
+    ),
+    Fault(
+        "deaf-to-the-situation",
+        "advice about another situation is followed",
+        "src/memweave/recipes/babyai_strategies/script.py",
+        "and piece.finding in (None, seen.finding):",
+        "and piece.plan in plans:",
+        (f"{BABYAI_SCRIPT}::test_the_first_piece_of_advice_that_fits_is_taken_and_one_about_something_else_is_not",),
+    ),
+    Fault(
+        "every-advice-is-heeded",
+        "the script follows advice whatever its compliance",
+        "src/memweave/recipes/babyai_strategies/script.py",
+        ".random() < habits.compliance",
+        ".random() < 1",
+        (f"{BABYAI_SCRIPT}::test_advice_is_heeded_to_the_degree_that_was_set",),
+    ),
+    Fault(
+        "asked-before",
+        "missions with the text of one that was learned from are measured",
+        "src/memweave/recipes/babyai_strategies/missions.py",
+        "if text in known:",
+        "if not text:",
+        (f"{BABYAI_SCRIPT}::test_missions_of_different_splits_and_seeds_are_different_and_none_is_asked_twice",),
+    ),
+]
+
+GRAPH_MEMORY = [*AGENTS, *MACHINES, *BABYAI]

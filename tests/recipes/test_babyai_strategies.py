@@ -10,11 +10,13 @@ from langchain_core.messages import AIMessage, BaseMessage
 
 from memweave.agents.babyai_paths import BabyAIMapper
 from memweave.agents.path_mapper import MappedPath
+from memweave.agents.run_log import Call, Result, Round, RunLog
 from memweave.agents.tool_protocol import read_text_turn
 from memweave.errors import InputError, SettingsError
 from memweave.graphs.graph_memory_induction import log_of
 from memweave.graphs.graph_memory_play import Job, Played, Player, QueryTask
 from memweave.graphs.graph_memory_state import Guidance
+from memweave.recipes import game
 from memweave.recipes.babyai_strategies import script, seeing
 from memweave.recipes.babyai_strategies.missions import LEVELS, Playing, missions
 from memweave.recipes.babyai_strategies.script import BASE, BabyAIScript, Habits
@@ -22,6 +24,7 @@ from memweave.recipes.babyai_strategies.seeing import Plan, read_advice, see
 from memweave.recipes.babyai_strategies.study import StudySettings, run_study
 from memweave.recipes.lesson_rows import Said
 from memweave.testing.models import ScriptedChatModel
+from memweave.worlds.babyai import BabyAIEnv
 
 pytest.importorskip("minigrid")
 
@@ -143,6 +146,47 @@ def test_recorded_episodes_have_legal_paths_that_say_what_the_script_planned(tas
             seen[plan] += plan in thoughts and told[plan] in mapped.states
     assert planned[Plan.GO] >= 5
     assert sum(seen.values()) >= 0.9 * sum(planned.values())
+
+
+class Recorded(game.Game):
+    """A game that keeps what was done and told."""
+
+    def __init__(self, env: BabyAIEnv, seed: int, *, name: str) -> None:
+        super().__init__(env, seed, name=name)
+        self.rounds: list[Round] = []
+
+    def act(self, action: str) -> str:
+        text = super().act(action)
+        call = Call(name="act", arguments={"action": action})
+        self.rounds.append(Round(calls=(call,), results=(Result(text=text),)))
+        return text
+
+
+def paths(player: game.Player, level: str, number: int) -> list[tuple[str, ...]]:
+    """Return the paths of episodes that are recorded action by action."""
+    found = []
+    for seed in range(number):
+        playing = Recorded(BabyAIEnv(level, max_steps=40), seed, name=level)
+        player.play(playing)
+        reward = float(playing.status is game.EpisodeStatus.WON)
+        mapped = BabyAIMapper().map(RunLog(question=playing.first, rounds=tuple(playing.rounds), reward=reward))
+        assert isinstance(mapped, MappedPath), mapped
+        assert BabyAIMapper().machine.legal(mapped.states)
+        found.append(mapped.states)
+    return found
+
+
+def test_runs_of_the_reference_player_that_were_alike_share_a_path() -> None:
+    assert set(paths(game.BotPlayer(), "GoToLocal", 30)) == {
+        ("Start", "GoalKnown", "Approach", "Fulfilled", "End"),
+        ("Start", "GoalUnknown", "LookAround", "GoalKnown", "Approach", "Fulfilled", "End"),
+    }
+    assert all("FetchKey" in states for states in paths(game.BotPlayer(), "UnlockLocal", 5))
+
+
+@pytest.mark.parametrize("level", ["UnlockPickup", "FindObjS5", "PutNextLocal", "GoToSeq"])
+def test_whoever_plays_takes_a_legal_path(level: str) -> None:
+    assert len(paths(game.RandomPlayer(), level, 3)) == 3
 
 
 def test_both_sides_of_a_pair_play_alike_until_advice_makes_a_difference(tasks: list[QueryTask]) -> None:
