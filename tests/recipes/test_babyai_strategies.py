@@ -102,7 +102,7 @@ def test_missions_of_different_splits_and_seeds_are_different_and_none_is_asked_
         task
         for seed in (0, 1)
         for split in ("build", "weights", "test")
-        for task in missions(split, 4, seed=seed, levels=("PickupLoc", "UnlockLocal"), known=known)  # type: ignore[arg-type]
+        for task in missions(split, 4, seed=seed, levels=("PickupLoc", "UnlockLocal"), known=known)
     ]
     assert len(tasks) == 2 * 3 * 4 * 2 == len({task.query_id for task in tasks}) == len({task.text for task in tasks})
     assert known == {task.text for task in tasks}
