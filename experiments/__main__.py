@@ -25,6 +25,7 @@ import typer
 from plan import EVALUATIONS, PLAN, POLICY, PRETRAININGS, Evaluation, Pretraining, Run
 
 from memweave.recipes import find_recipe
+from memweave.recipes.graph_memory.keeping import GRAPH, MADE, TRAJECTORIES
 from memweave.recipes.recipe import RUN_FILE, Recipe
 
 HERE = Path(__file__).parent
@@ -35,6 +36,8 @@ PRETRAINED = HERE.parent / "runs" / "pretrained"
 KEPT_ARMS = ("grpo",)
 KEPT_RECIPES = ("memory-r1-manager", "memory-r1-answerer", "agemem")
 """Adapters of these arms of these recipes are kept: other runs and evaluations use them."""
+KEPT_GRAPHS = "graph-memory-weights"
+"""Graphs of this recipe are kept, for the same reason."""
 Job = TypeVar("Job", Run, Evaluation, Pretraining)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, help=__doc__)
@@ -42,7 +45,7 @@ Only = Annotated[
     str | None,
     typer.Option(
         "--only",
-        help="Only this recipe, or the evaluations (and pre-trainings) of a world: dialog-world, memhop, planworld.",
+        help="Only this recipe, or the evaluations (and pre-trainings) of a world: dialog-world, memhop, planworld, fsmqa.",
     ),
 ]
 Match = Annotated[str, typer.Option("--match", help="Only what has a name that matches this regular expression.")]
@@ -85,8 +88,9 @@ def run(
     todo = open_jobs(runs(only), match)
     here = [run for run in todo if run.server == "local"]
     several(open_jobs(PRETRAININGS, match) if pretrains else [], partial(pretrain, device=device), 1)
-    several([run for run in here if run.partner is None], do, jobs)
-    several([run for run in here if run.partner is not None], do, jobs)  # they need policies of the others
+    first = [run for run in here if run.partner is None and run.data is None]
+    several(first, do, jobs)
+    several([run for run in here if run not in first], do, jobs)  # they need policies, or graphs, of the others
     several(open_jobs([each for each in EVALUATIONS if only in (None, each.world)], match), evaluate, jobs)
     with ExitStack() as servers:
         urls: dict[str, str] = {}
@@ -142,7 +146,7 @@ def evaluate(job: Evaluation) -> None:
 
 
 def do(run: Run, url: str | None = None) -> None:
-    """Do one run through the command line that a user has, and keep its JSON; of Memory-R1 the policy too."""
+    """Do one run through the command line that a user has, and keep its JSON; of some the policy, or the graph, too."""
     folder = RUNS / run.name
     command = ["train", run.recipe, "--arm", run.arm, "--seed", str(run.seed), "--out", str(folder), *run.options]
     places = {str(folder): f"runs/{run.name}"}
@@ -154,6 +158,12 @@ def do(run: Run, url: str | None = None) -> None:
             )
         command += ["--partner", str(partner)]
         places[str(partner)] = f"experiments/policies/{run.partner}"
+    if run.data is not None:
+        graph = POLICIES / run.data
+        if not graph.exists():
+            raise SystemExit(f"{run.name} needs the graph of {run.data}, which is not in {POLICIES}. Do that run first")
+        command += ["--data", str(graph)]
+        places[str(graph)] = f"experiments/policies/{run.data}"
     if (folder / RUN_FILE).exists():
         command.append("--resume")
     elif folder.exists():  # cut off before it had begun
@@ -161,10 +171,14 @@ def do(run: Run, url: str | None = None) -> None:
     if run.server == "vllm":
         command += ["--policy-server", str(url)]
     keep(run.file(RESULTS), command, places)
+    kept: list[Path] = []
     if run.arm in KEPT_ARMS and run.server == "local" and run.recipe in KEPT_RECIPES:
-        for name in ("adapter_config.json", "adapter_model.safetensors"):
-            (POLICIES / run.name).mkdir(parents=True, exist_ok=True)
-            shutil.copy(folder / "policy" / name, POLICIES / run.name / name)
+        kept = [folder / "policy" / name for name in ("adapter_config.json", "adapter_model.safetensors")]
+    if run.recipe == KEPT_GRAPHS:
+        kept = [folder / name for name in (GRAPH, TRAJECTORIES, MADE)]
+    for each in kept:
+        (POLICIES / run.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(each, POLICIES / run.name / each.name)
     shutil.rmtree(folder)
 
 

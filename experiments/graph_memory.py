@@ -36,8 +36,8 @@ ESTIMATORS: Final = {
     "chosen": "with minus without, as chosen",
     "n4": "mean of four with and four without",
     "with-only": "with only, no baseline",
-    "faithful": "learning rate 0.05 instead of 0.003",
-    "explore": "temperature 5, learning rate 0.02, three epochs",
+    "faithful": "temperature 1, learning rate 0.05, one epoch",
+    "gentle": "temperature 1, learning rate 0.003, one epoch",
 }
 GUIDED: Final = ("plain", "uniform", "trained", "random", "raw-trajectories")
 

@@ -55,6 +55,27 @@ planworld (Memento), the frozen planner of the package at T = 1, the real graph;
     repetition alone explains a rising curve of `none` stands if its cumulative score rises and its score per iteration does not.
     Unseen families: 300 tasks at the end of each main run, on the bank as it is: arm minus none, reported.
 
+fsmqa and graph-memory-* (trainable graph memory) on FSM-QA, in-process; a seed has questions and sampling of its own
+    Chosen on `val` with the script, seeds 0 to 3: temperature 5, learning rate 0.02, three epochs, one rollout per arm, no
+    normalisation (docs/log.md); the base policy was not looked at. It plays at T = 1 when a graph is built (200 questions, 8 rollouts)
+    and weighed (1,000 questions), which are never asked again. Barred arms have seeds 1 to 5, every other one 1 and 2. For each seed
+    400 test questions and 200 of each split `ood-*`, k = 3, greedy, and three times at T = 1. Intervals: hierarchical bootstrap (seed,
+    question), paired by question, the same luck of searches, 95 %.
+    D1  trained minus uniform, minus none, minus random advice of the same number, greedy, `test`: each interval above 0.  Reported:
+        T = 1; minus similarity only, minus confidence, minus raw trajectories.  Where every strategy is worth nothing (the script that
+        is deaf to advice), trained minus uniform has to be 0.
+    D2  Spearman of rho and worth (200 rollouts of each strategy and kind on test questions, minus as many without): after minus before
+        training, interval over seeds and questions above 0.
+    D3  graph-memory-grpo, equal interactions: every arm gets as many episodes as trained does with its build, 2 x weights and 60 steps
+        of 32; before an arm's first step its curve is where plain starts. Area under the curve of the training reward, trained minus
+        each other arm; exact match at the end, greedy and T = 1, with memory in the prompt and without: intervals reported, no bar.
+    D4  k = 0, 1, 3, 5, trained and uniform: reported; saturation is expected, not a peak.
+    D5  the larger base (2.1 million parameters): trained minus none for both, and as a share of what is left to gain: reported.
+    D6  with-only, n4, faithful, gentle, chosen: mean square of the steps' gradient (where their means agree, it differs as the variance
+        does), rollouts charged, D2, exact match: reported.
+    D7  splits ood-entities, ood-mixture, ood-chains: trained minus uniform, minus none: reported.
+    Beside it: weights on a graph with 3 random strategies in 10 (probe), on paths of the coarse machine, normalised by degree: reported.
+
 distillation, 2 seeds of pre-training (0, 1), clean lessons only, the same steps for each form of the answerer
     The banks are those of a perfect manager. Select-then-answer minus direct, and minus direct with filler, paired by question:
     intervals reported for test dialogues at budget 6, 12, 60 and for 400 lookups among 0 to 54 distractors. Expected: above 0 with
@@ -65,6 +86,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+
+from memweave.recipes.graph_memory.weighing import CHOSEN
 
 
 @dataclass(frozen=True)
@@ -78,15 +101,19 @@ class Run:
     options: tuple[str, ...] = ()
     partner: str | None = None
     """Name of the run whose policy plays the other role."""
+    data: str | None = None
+    """Name of the run whose graph it takes up."""
+    size: str = ""
+    """Of the base policy, where it is not the usual one."""
 
     @property
     def name(self) -> str:
         """Return the name of its file and folder."""
-        return f"{self.recipe}-{self.arm}-{self.server}-s{self.seed}"
+        return f"{self.recipe}-{self.arm}{self.size}-{self.server}-s{self.seed}"
 
     def file(self, results: Path) -> Path:
         """Return where its result lies."""
-        return results / self.recipe / f"{self.arm}-{self.server}-s{self.seed}.json"
+        return results / self.recipe / f"{self.arm}{self.size}-{self.server}-s{self.seed}.json"
 
 
 @dataclass(frozen=True)
@@ -184,6 +211,43 @@ def planworld_streams() -> list[Evaluation]:
     return streams
 
 
+def weighed(arm: str, seed: int, size: str = "") -> Run:
+    """Return the run that builds a graph and trains its weights."""
+    return Run("graph-memory-weights", arm, seed, options=("--base", f"base{size}") if size else (), size=size)
+
+
+def fsmqa(name: str, run: Run, *options: str, agents: tuple[str, ...] = ("none", "uniform", "trained")) -> Evaluation:
+    """Return an evaluation on FSM-QA with the graph of a run."""
+    asked = (part for agent in agents for part in ("--agent", agent))
+    command = ("eval", "world", "fsmqa", "--graph", POLICY, "--policy", f"base{run.size}", "--seed", str(run.seed))
+    return Evaluation(f"{name}-s{run.seed}", (*command, *asked, *options), run.name, "fsmqa")
+
+
+def fsmqa_evaluations() -> list[Evaluation]:
+    """Return all evaluations on FSM-QA."""
+    both, worth = ("--temperature", "0", "--temperature", "1"), ("--utility", "200")
+    splits = tuple(part for split in ("test", *OOD) for part in ("--split", split))
+    every = ("none", "uniform", "trained", "random", "similarity", "confidence", "raw")
+    ks = tuple(part for k in ("0", "1", "3", "5") for part in ("--k", k))
+    made = [fsmqa("main", weighed("chosen", seed), *splits, *both, agents=every) for seed in range(1, 6)]
+    made += [fsmqa("worth", weighed("chosen", seed), *worth, agents=("none",)) for seed in range(1, 6)]
+    for seed in (1, 2):
+        made.append(fsmqa("k", weighed("chosen", seed), *both, *ks, agents=("uniform", "trained")))
+        made += [fsmqa(arm, weighed(arm, seed), *both) for arm in ("probe", "coarse", "normalised")]
+        made += [fsmqa(arm, weighed(arm, seed), *both, *worth) for arm in ("faithful", "gentle", "with-only", "n4")]
+        made.append(fsmqa("large", weighed("chosen", seed, "-large"), *splits, *both))
+        deaf = ("eval", "world", "fsmqa", "--policy", "script-deaf", "--seed", str(seed))
+        made.append(Evaluation(f"deaf-s{seed}", deaf, world="fsmqa"))
+    return made
+
+
+def guided(arm: str, seed: int) -> Run:
+    """Return a run of GRPO with memory, as many steps as its memory leaves it."""
+    steps = STEPS + {"plain": BUILT + WEIGHED, "trained": 0}.get(arm, WEIGHED) // PER_STEP
+    data = None if arm == "plain" else weighed("chosen", seed).name
+    return Run("graph-memory-grpo", arm, seed, options=("--steps", str(steps)), data=data)
+
+
 def swept(seed: int) -> list[Evaluation]:
     """Return the sweeps on the trained policy of a seed: greedy, 100 episodes each."""
     points = {f"threshold-{t}": ("--threshold", t) for t in ("0.4", "0.5", "0.7", "0.8")}
@@ -198,6 +262,11 @@ def swept(seed: int) -> list[Evaluation]:
 NEITHER = {"": (), "-no-stale": ("--p-stale", "0"), "-no-distractors": ("--distractors", "0")}
 NEITHER["-no-both"] = (*NEITHER["-no-stale"], *NEITHER["-no-distractors"])
 POLICY = "POLICY"
+OOD = ("ood-entities", "ood-mixture", "ood-chains")
+STEPS, PER_STEP = 60, 32
+"""Of GRPO with trained memory, and the episodes of one."""
+BUILT, WEIGHED = 200 * 8, 2 * 1_000 * CHOSEN.epochs
+"""Episodes that a graph takes, and its weights, at most: both sides of each pair."""
 PRETRAININGS = [
     Pretraining(form, seed) for seed in (0, 1) for form in ("select_then_answer", "direct", "direct_with_filler")
 ]
@@ -237,6 +306,7 @@ EVALUATIONS = [
     memhop("ood-base-full", "--split", "ood"),
     *(point for seed in (1, 2) for point in swept(seed)),
     *planworld_streams(),
+    *fsmqa_evaluations(),
 ]
 
 ROLLOUT = ("--steps", "12", "--tasks", "4")
@@ -252,5 +322,14 @@ PLAN = [
     Run("memory-r1-manager", "grpo", 1, "vllm"),
     Run("memory-r1-answerer", "grpo", 1, "vllm", partner="memory-r1-manager-grpo-local-s1"),
     *(Run("token-class", arm, seed, "vllm") for seed in (1, 2, 3) for arm in ("grpo", "shuffled")),
+    *(weighed("chosen", seed) for seed in range(1, 6)),
+    *(
+        weighed(arm, seed)
+        for seed in (1, 2)
+        for arm in ("faithful", "gentle", "with-only", "n4", "probe", "coarse", "normalised")
+    ),
+    *(weighed("chosen", seed, "-large") for seed in (1, 2)),
+    *(guided(arm, seed) for seed in range(1, 6) for arm in ("trained", "plain")),
+    *(guided(arm, seed) for seed in (1, 2) for arm in ("uniform", "random", "raw-trajectories")),
     *(Run("two-node", arm, seed) for seed in range(5) for arm in ("per-role", "broadcast")),
 ]

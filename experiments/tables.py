@@ -10,6 +10,7 @@ from statistics import fmean
 
 import numpy as np
 from agemem import AGEMEM_TABLES
+from graph_memory import GRAPH_MEMORY_TABLES
 from memento import MEMENTO_TABLES
 from memory_r1 import TABLES
 from memory_r1_claims import CLAIM_TABLES
@@ -86,6 +87,7 @@ def rewrite(page: Path, results: Path) -> None:
         **CLAIM_TABLES,
         **AGEMEM_TABLES,
         **MEMENTO_TABLES,
+        **GRAPH_MEMORY_TABLES,
     }.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         found = pattern.search(text)
