@@ -34,9 +34,7 @@ SMALL = (
 def test_a_line_for_each_kind_of_advice_and_for_each_difference(cli: Cli) -> None:
     result = cli(*STUDY, *SMALL, "--advice", "uniform", "--advice", "trained", "--steps", "12")
     assert (result.code, result.err) == (0, "")
-    assert (
-        "a graph from 1 mission of each level, weights from 1, measured on 2 others. Played by script." in result.out
-    )
+    assert "a graph from 1 mission of each level, weights from 1, measured on 2 others. Played by script." in result.out
     for name in ("none", "uniform, k = 1", "trained, k = 1"):
         assert re.search(rf"^{name} +\d+\.0 +\d+\.0 - \d+\.0 +\d+\.0 *$", result.out, re.M)
     assert re.search(r"^trained, k = 1 - uniform +[+-]\d+\.0 +[+-]\d+\.0 - [+-]\d+\.0 *$", result.out, re.M)
