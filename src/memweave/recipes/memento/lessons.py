@@ -41,3 +41,13 @@ def row(given: Situation, *, whole: bool = True) -> list[Reply]:
     told = tuple(("user", f"Task {i} result: {result}") for i, result in enumerate(results, 1))
     second = Reply((*first.said, ("assistant", first.reply), *told), final_reply(results[-1]))
     return [first, second]
+
+
+def many(given: Sequence[Situation]) -> list[Reply]:
+    """Return the replies of the planner to task after task beside the same cases, which the first message shows."""
+    replies = [Reply(tuple(said(given[0])), plan_reply(given[0]))]
+    for each in given[1:]:
+        before = replies[-1]
+        told = (*before.said, ("assistant", before.reply), ("user", each.task.text))
+        replies.append(Reply(told, plan_reply(each)))
+    return replies

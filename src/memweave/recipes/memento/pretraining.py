@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from memweave.recipes import pretraining
-from memweave.recipes.lesson_rows import padded, token_row
-from memweave.recipes.memento.lessons import row
+from memweave.recipes.lesson_rows import Reply, padded, token_row
+from memweave.recipes.memento.lessons import many, row
 from memweave.recipes.memento.measuring import measure
-from memweave.recipes.memento.teaching import KNOWN, NEW, plan_json, situation
+from memweave.recipes.memento.teaching import KNOWN, NEW, plan_json, situation, situations
 from memweave.recipes.pretraining import IGNORED, CourseSettings, Packed, Report
 from memweave.serving.policy_folder import PolicyFolder
 from memweave.worlds.planworld import CITIES, LEXICON, NAMES, PLAIN, SKELETONS, TEAMS
@@ -30,6 +30,8 @@ NO_CASES: Final = 0.12
 """Share of steps whose lessons have no case."""
 FINISHED: Final = 0.25
 """Share of lessons that go on to the answer; to repeat the last result is easy."""
+ASKED: Final = 8
+"""Tasks of the other lessons, beside the same cases: one look-up a row is too little to learn from."""
 
 
 def solved_plans(text: str) -> list[tuple[int, int]]:
@@ -68,7 +70,7 @@ class PlanWorldPretrainSettings(CourseSettings):
 
     clean_steps: int = 3000
     habit_steps: int = 0
-    lessons: int = 32
+    lessons: int = 16
     vocab_size: int = 512
     context: int = 2048
 
@@ -96,10 +98,13 @@ class PlanWorldCourse:
         most = 1 + round((MOST_CASES - 1) * min(1.0, step / GROWING))
         number = 0 if rng.random() < NO_CASES else rng.randint(1, most)  # the same in all rows: little is padded
         made = [
-            token_row(folder, row(situation(rng, number), whole=rng.random() < FINISHED), IGNORED, also=solved_plans)
-            for _ in range(settings.lessons)
+            token_row(folder, self._replies(rng, number), IGNORED, also=solved_plans) for _ in range(settings.lessons)
         ]
         return padded(made, settings.context, device)
+
+    def _replies(self, rng: random.Random, number: int) -> list[Reply]:
+        """Return what a row teaches: a task and its answer, or task after task beside the same cases."""
+        return row(situation(rng, number)) if rng.random() < FINISHED else many(situations(rng, number, ASKED))
 
     def measure(self, policy: Path) -> dict[str, Any]:
         """Return the gate."""

@@ -24,12 +24,14 @@ from memweave.worlds.planworld import (
     read_text,
 )
 
-ALIGNMENTS: Final = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25, 0.1)
-"""Shares of words that belong to the rule, in lessons: the planner has seen every kind of text."""
+ALIGNMENTS: Final = (1.0, 0.85, 0.7, 0.7, 0.55, 0.4, 0.1)
+"""Shares of words that belong to the rule, in lessons: every kind of text, mostly such as can be told apart."""
 JARGON: Final = 0.7
 """Share of lessons that are surely about jargon: plain words are soon known."""
 FITTING: Final = (0.1, 0.25, 0.4)
 """Shares of a lesson's cases that are about the rule of its task."""
+KNOWABLE: Final = 0.7
+"""Share of further tasks beside the same cases that are of a solved case's rule."""
 KNOWN: Final = "known"
 NEW: Final = "new"
 
@@ -78,6 +80,16 @@ def final_reply(answer: str) -> str:
 
 def situation(rng: random.Random, number: int, alignment: float | None = None) -> Situation:
     """Return a random situation with `number` cases, in a family that nobody has seen."""
+    return _situation(rng, number, alignment)[0]
+
+
+def situations(rng: random.Random, number: int, asked: int) -> list[Situation]:
+    """Return `asked` situations with the same `number` cases."""
+    first, family, world = _situation(rng, number)
+    return [first, *(asked_again(rng, first.cases, family, world) for _ in range(asked - 1))]
+
+
+def _situation(rng: random.Random, number: int, alignment: float | None = None) -> tuple[Situation, Family, PlanWorld]:
     world = PlanWorld(
         PlanWorldSettings(families=1, alignment=rng.choice(ALIGNMENTS) if alignment is None else alignment)
     )
@@ -89,7 +101,14 @@ def situation(rng: random.Random, number: int, alignment: float | None = None) -
     task = world.draw(rng, "task", family, rule)
     fitting = rng.choice(FITTING)
     cases = [shown(rng, world, family, task, fitting) for _ in range(number)]
-    return arranged(task, cases)
+    return arranged(task, cases), family, world
+
+
+def asked_again(rng: random.Random, cases: Sequence[Shown], family: Family, world: PlanWorld) -> Situation:
+    """Return a situation with another task of the family beside the same cases; mostly one that a case shows how to do."""
+    solved = [case.task.rule for case in cases if case.reward == 1.0]
+    rule = rng.choice(solved) if solved and rng.random() < KNOWABLE else None
+    return arranged(world.draw(rng, "task", family, rule), cases)
 
 
 def shown(rng: random.Random, world: PlanWorld, family: Family, task: PlanTask, fitting: float) -> Shown:
