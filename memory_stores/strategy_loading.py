@@ -208,9 +208,9 @@ def _grown(table: Table, kind: EdgeKind, rows: Sequence[_EdgeRow]) -> Layer | No
     sources, targets = _by_name(first_place, (row[2] for row in rows)), _by_name(last_place, (row[3] for row in rows))
     active, place = layer.active.copy(), dict(layer.place)
     last = int(layer.position[-1]) if len(layer.position) else 0
-    new = []
-    for position, _, source, target, weight, is_active in rows:
-        first, second = sources.get(source), targets.get(target)
+    new: list[tuple[int, int, int, float, bool]] = []
+    for position, _, name, other, initial, is_active in rows:
+        first, second = sources.get(name), targets.get(other)
         if first is None or second is None:
             continue
         key = layer.key(first, second)
@@ -220,7 +220,7 @@ def _grown(table: Table, kind: EdgeKind, rows: Sequence[_EdgeRow]) -> Layer | No
             return None
         else:
             place[key] = len(layer.position) + len(new)
-            new.append((position, first, second, weight, bool(is_active)))
+            new.append((position, first, second, initial, bool(is_active)))
     added = np.array(new, dtype=_NEW)
     source = np.concatenate([layer.source, added["source"]])
     target = np.concatenate([layer.edges.target, added["target"]])
