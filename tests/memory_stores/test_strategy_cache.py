@@ -128,6 +128,25 @@ def test_what_changes_is_followed_here_and_elsewhere(
     assert graph.check(scope=ANNA) == []
 
 
+def test_edges_that_an_undo_takes_away_and_brings_back_are_followed(
+    tmp_path: Path, graph: StrategyGraph, other: StrategyGraph, reads: list[Scope]
+) -> None:
+    sing = ("Start", "Sing", "End")
+    graph.add(NewQuery(text="who sang?"), [RolloutOutcome(states=sing, reward=1.0)], scope=ANNA)
+    support = NewStrategy(summary="amber road", kind=StrategyKind.CONTRAST, score=60)
+    last = graph.write(support, [path_id("cognitive", sing)], scope=ANNA, reason="r")
+    assert last.edges == 1
+    assert seen(graph) == seen(other)
+    reads.clear()
+    op_id = last.op_id
+    for edges in (7, 8, 7):
+        op_id = graph.undo(op_id, scope=ANNA).id
+        assert seen(graph) == seen(other)
+        assert len(other.edges(scope=ANNA)) == edges
+    assert reads == []
+    check_all(other, tmp_path)
+
+
 def test_any_order_of_changes_is_followed(tmp_path: Path, graph: StrategyGraph, other: StrategyGraph) -> None:
     rng = random.Random(5)
     for _ in range(60):
