@@ -128,4 +128,8 @@ def test_every_job_of_the_plan_has_a_place_of_its_own(tables: Any, tmp_path: Pat
     assert {job.partner for job in plan.PLAN} - {None} <= made
     of_dialogs = [each for each in plan.EVALUATIONS if each.world == "dialog-world"]
     assert {each.policy for each in of_dialogs} - {None} == {each.name for each in plan.PRETRAININGS}
-    assert {each.policy for each in plan.EVALUATIONS if each not in of_dialogs} - {None} <= made
+    graphs = {job.name for job in plan.PLAN if job.recipe == "graph-memory-weights"}
+    of_graphs = [each for each in plan.EVALUATIONS if each.world == "fsmqa"]
+    assert {each.policy for each in of_graphs} - {None} <= graphs
+    others = [each for each in plan.EVALUATIONS if each not in (*of_dialogs, *of_graphs)]
+    assert {each.policy for each in others} - {None} <= made
