@@ -17,7 +17,7 @@ from memweave.recipes import pretraining
 from memweave.recipes.lesson_rows import Reply, padded, token_row
 from memweave.recipes.memento.lessons import many, row
 from memweave.recipes.memento.measuring import measure
-from memweave.recipes.memento.teaching import KNOWN, NEW, plan_json, situation, situations
+from memweave.recipes.memento.teaching import plan_json, situation, situations
 from memweave.recipes.pretraining import IGNORED, CourseSettings, Packed, Report
 from memweave.serving.policy_folder import PolicyFolder
 from memweave.worlds.planworld import CITIES, LEXICON, NAMES, PLAIN, SKELETONS, TEAMS
@@ -53,8 +53,6 @@ def _whole() -> tuple[str, ...]:
         *scaffold,
         '"}]}',
         "<think>about",
-        *(f", {why}</think>" for why in (KNOWN, NEW)),
-        ", as",
         "</think>",
         "FINAL ANSWER:",
         *(f" [{n}]" for n in range(1, 33)),

@@ -1,7 +1,7 @@
 """What a planner of PlanWorld says: a plan by what a case shows, by heart, or by guess; and the final answer.
 
-A reply first repeats the word that the task says most, then says what it goes by (`<think>about zama, as [2]</think>`), then gives the
-plan: only in this shape does a small model learn to find the case (docs/log.md).
+A reply first repeats the word that the task says most (`<think>about zama</think>`), then gives the plan. To name the case first
+(`as [2]`) made it harder to learn (docs/log.md).
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ FITTING: Final = (0.1, 0.25, 0.4)
 """Shares of a lesson's cases that are about the rule of its task."""
 KNOWABLE: Final = 0.7
 """Share of further tasks beside the same cases that are of a solved case's rule."""
-KNOWN: Final = "known"
-NEW: Final = "new"
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,7 @@ def plan_json(steps: Sequence[str]) -> str:
 
 def plan_reply(situation: Situation) -> str:
     """Return the teacher's plan."""
-    why = KNOWN if situation.task.plain else NEW if situation.by is None else f"as [{situation.by + 1}]"
-    return f"<think>about {most_said(situation.task.text)}, {why}</think>{plan_json(situation.task.plan)}"
+    return f"<think>about {most_said(situation.task.text)}</think>{plan_json(situation.task.plan)}"
 
 
 def most_said(text: str) -> str:
