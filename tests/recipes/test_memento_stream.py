@@ -25,11 +25,11 @@ from memweave.memory_stores.case_kernel import load_kernel
 from memweave.memory_stores.case_retrieval import TriedSets
 from memweave.recipes.memento.arms import ARMS, Given
 from memweave.recipes.memento.executing import FAILED, PlanWorldExecutor
-from memweave.recipes.memento.lessons import row, said
+from memweave.recipes.memento.lessons import many, row, said, solved_plans
 from memweave.recipes.memento.script import ScriptedPlanner
 from memweave.recipes.memento.stream import HEAD, KERNEL, SCOPE, Stream, StreamResult, StreamSettings, play
-from memweave.recipes.memento.teaching import Shown, arranged, plan_reply, shown, situation
-from memweave.worlds.planworld import LEXICON, PlanWorld, PlanWorldSettings, score
+from memweave.recipes.memento.teaching import most_said, plan_json, plan_reply, situation, situations
+from memweave.worlds.planworld import PlanWorld, PlanWorldSettings, score
 
 SMALL = StreamSettings(
     iterations=3, tasks=40, split="val", world=PlanWorldSettings(families=1, rules=4, plain=1, p_fail=0.0)
@@ -224,22 +224,35 @@ def test_a_lesson_is_what_the_graph_shows_and_its_reply_can_be_read() -> None:
         assert row(given, whole=False) == [first]
 
 
-def test_the_teacher_goes_by_the_first_case_that_shows_the_plan() -> None:
-    world, rng = PlanWorld(PlanWorldSettings(families=1, p_fail=0.0)), random.Random(1)
-    family = world.family(rng, "f", list(LEXICON))
-    task = world.draw(rng, "t", family, rule=3)
-    fitting: list[Shown] = []
-    other: list[Shown] = []
-    while len(fitting) < 2 or len(other) < 2:
-        case = shown(rng, world, family, task, 0.5)
-        if case.reward == 1.0:
-            (fitting if case.task.rule == 3 else other).append(case)
-    given = arranged(task, [other[0], fitting[0], other[1], fitting[1]])
-    assert given.by == 1
-    assert plan_reply(given).startswith("<think>as [2]</think>")
-    assert plan_reply(arranged(task, other[:2])).startswith("<think>new</think>")
-    plain = world.draw(rng, "p", family, rule=0)
-    assert plan_reply(arranged(plain, [])).startswith("<think>known</think>")
+def test_the_teacher_repeats_what_the_task_says_most_and_gives_the_right_plan() -> None:
+    given = situation(random.Random(1), 4)
+    assert most_said("Anna, 3: teto posa posa dida posa teto") == "posa"
+    assert most_said("Anna, 3: dida teto teto dida") == "dida"
+    reply = plan_reply(given)
+    assert reply == f"<think>about {most_said(given.task.text)}</think>{plan_json(given.task.plan)}"
+
+
+def test_task_after_task_is_asked_beside_the_same_cases() -> None:
+    rng = random.Random(3)
+    for number in (0, 1, 5):
+        asked = situations(rng, number, 6)
+        assert len(asked) == 6
+        assert len({each.cases for each in asked}) == 1
+        replies = many(asked)
+        assert replies[0] == row(asked[0], whole=False)[0]
+        for before, reply, each in zip(replies, replies[1:], asked[1:], strict=False):
+            assert reply.said == (*before.said, ("assistant", before.reply), ("user", each.task.text))
+            assert reply.reply == plan_reply(each)
+    solved = [each.reward == 1.0 for each in asked[0].cases]
+    assert solved == sorted(solved, reverse=True)
+
+
+def test_the_plans_of_solved_cases_are_learned_too_and_no_others() -> None:
+    good = "Positive examples (reward = 1), 1 of 2:\nTask: a\nPlan [1]: 1. go\n"
+    text = f"<cases>\n{good}Negative examples (reward = 0), 1 of 2:\nTask: b\nPlan [2]: 1. no\n</cases>"
+    assert [text[a:b] for a, b in solved_plans(text)] == ["1. go"]
+    assert solved_plans(text.replace(good, "")) == []
+    assert solved_plans("Anna, 3: teto posa") == []
 
 
 def test_the_script_knows_no_more_than_it_is_shown() -> None:

@@ -7,7 +7,6 @@ cases. The families of a stream (`val`, `test`, `ood`) are others. It has no hab
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Final
 
 from memweave.recipes import pretraining
 from memweave.recipes.lesson_rows import Reply, padded, token_row
-from memweave.recipes.memento.lessons import many, row
+from memweave.recipes.memento.lessons import many, row, solved_plans
 from memweave.recipes.memento.measuring import measure
 from memweave.recipes.memento.teaching import plan_json, situation, situations
 from memweave.recipes.pretraining import IGNORED, CourseSettings, Packed, Report
@@ -32,16 +31,6 @@ FINISHED: Final = 0.25
 """Share of lessons that go on to the answer; to repeat the last result is easy."""
 ASKED: Final = 8
 """Tasks of the other lessons, beside the same cases: one look-up a row is too little to learn from."""
-
-
-def solved_plans(text: str) -> list[tuple[int, int]]:
-    """Return where the plans of solved cases stand in what the planner is told.
-
-    They are learned as well: a case's plan is known from an earlier case of the same rule, or from plain words. So each lesson asks up to
-    eight times for what its reply asks once; without, the planner learned to look up three times more slowly.
-    """
-    solved = text.partition("Negative examples")[0] if "Positive examples" in text else ""
-    return [match.span(1) for match in re.finditer(r"Plan \[\d+\]: (.*)", solved)]
 
 
 def _whole() -> tuple[str, ...]:

@@ -15,11 +15,13 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 
-from memweave.recipes.memento.teaching import KNOWN, NEW, final_reply, plan_json
+from memweave.recipes.memento.teaching import final_reply, plan_json
 from memweave.worlds.planworld import PLAIN, SKELETONS, plan_of, read_text
 
 ENOUGH: Final = 0.3
 """Share of a task's words that a case must have for the script to go by it."""
+KNOWN: Final = "known"
+NEW: Final = "new"
 _CASE: Final = re.compile(r"^Task: (.*)\nPlan \[(\d+)\]: (.*)$", re.MULTILINE)
 _RESULT: Final = re.compile(r"Task \d+ result: (.*)")
 

@@ -45,13 +45,11 @@ class Shown:
 
 @dataclass(frozen=True)
 class Situation:
-    """A task, the cases beside it, and what the planner should go by."""
+    """A task and the cases beside it."""
 
     task: PlanTask
     cases: tuple[Shown, ...]
     """As they are shown, positive ones first."""
-    by: int | None
-    """The place among the cases of the first that shows the plan; `None` when none does, or the task is told in plain words."""
 
 
 def plan_json(steps: Sequence[str]) -> str:
@@ -122,6 +120,4 @@ def shown(rng: random.Random, world: PlanWorld, family: Family, task: PlanTask, 
 
 def arranged(task: PlanTask, cases: Sequence[Shown]) -> Situation:
     """Return the situation with its cases in the order in which they are shown."""
-    order = [*(c for c in cases if c.reward == 1.0), *(c for c in cases if c.reward != 1.0)]
-    fits = [i for i, case in enumerate(order) if case.reward == 1.0 and case.task.rule == task.rule]
-    return Situation(task, tuple(order), None if task.plain or not fits else fits[0])
+    return Situation(task, (*(c for c in cases if c.reward == 1.0), *(c for c in cases if c.reward != 1.0)))
