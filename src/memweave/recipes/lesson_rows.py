@@ -44,16 +44,16 @@ def token_row(
         head, body, starts = _pieces(folder.path, folder.version, role, text)
         ids += [*head, *body]
         spans = [] if also is None or place in replies else also(text)
-        within = [any(first <= start < end for first, end in spans) for start in starts] if spans else [False] * len(body)
+        within = (
+            [any(first <= start < end for first, end in spans) for start in starts] if spans else [False] * len(body)
+        )
         learned += [False] * len(head) + ([True] * len(body) if place in replies else within)
     labels = [ids[i + 1] if learned[i + 1] else ignored for i in range(len(ids) - 1)] + [ignored]
     return ids, labels
 
 
 @lru_cache(maxsize=65_536)
-def _pieces(
-    path: Path, version: str, role: str, text: str
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+def _pieces(path: Path, version: str, role: str, text: str) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Return the ids of a message, its role token and its text with the end token (the chat template, piece by piece).
 
     Last, where in the text each of the text's tokens begins.
