@@ -29,7 +29,7 @@ from memweave.recipes.memento.lessons import many, row, said, solved_plans
 from memweave.recipes.memento.script import ScriptedPlanner
 from memweave.recipes.memento.stream import HEAD, KERNEL, SCOPE, Stream, StreamResult, StreamSettings, play
 from memweave.recipes.memento.teaching import most_said, plan_json, plan_reply, situation, situations
-from memweave.worlds.planworld import PlanWorld, PlanWorldSettings, score
+from memweave.worlds.planworld import PLAIN, PlanWorld, PlanWorldSettings, score
 
 SMALL = StreamSettings(
     iterations=3, tasks=40, split="val", world=PlanWorldSettings(families=1, rules=4, plain=1, p_fail=0.0)
@@ -261,7 +261,11 @@ def test_the_script_knows_no_more_than_it_is_shown() -> None:
         given = situation(rng, 4, 1.0)
         reply = script.invoke([HumanMessage(text) for _, text in said(given)]).text
         if given.task.plain:
-            assert reply == f"<think>known</think>{plan_json(given.task.plan)}"
+            assert reply.startswith("<think>known</think>")
+            # A text that leaves out the one word by which two plain rules differ may mean either.
+            words = set(given.task.text.rpartition(": ")[2].split())
+            if sum(words <= set(plain) for plain in PLAIN) == 1:
+                assert reply.endswith(plan_json(given.task.plan))
         elif reply.startswith("<think>as"):
             number = int(reply.split("[")[1].split("]")[0])
             assert given.cases[number - 1].reward == 1.0
