@@ -89,8 +89,8 @@ def show(found: StudyResult) -> None:
     """Print a line per kind of advice, the differences, and what was built."""
     out, given = render.out(), found.settings
     out.print(
-        f"BabyAI, {render.count(given.seeds, 'seed')}: a graph from {render.count(given.build, 'mission')} of each level, weights from {given.train}, "
-        f"measured on {given.test} others. Played by {render.safe(found.policy)}."
+        f"BabyAI, {render.count(given.seeds, 'seed')}: a graph from {render.count(given.build, 'mission')} of each level, "
+        f"weights from {given.train}, measured on {given.test} others. Played by {render.safe(found.policy)}."
     )
     out.print()
     columns = ("fulfilled", "95 % interval", *given.levels)
