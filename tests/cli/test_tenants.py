@@ -52,7 +52,14 @@ SCOPELESS = {
     "eval retrieval": "works in a folder of its own",
     "eval qa": "works in a folder of its own",
     **dict.fromkeys(
-        ("eval world dialog", "eval world memhop", "eval world planworld", "eval world fsmqa", "eval world babyai"),
+        (
+            "eval world dialog",
+            "eval world memhop",
+            "eval world planworld",
+            "eval world fsmqa",
+            "eval world babyai",
+            "eval world babyai-strategies",
+        ),
         "works on a world of its own, in a folder that is gone afterwards",
     ),
     "pretrain": "makes a policy and knows no memories",
