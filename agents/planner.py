@@ -148,8 +148,7 @@ def _message(said: Said, message_id: str) -> BaseMessage:
 def cases_text(cases: Sequence[ShownCase]) -> str:
     """Return the block that shows cases (section 3.4): positive ones first, then the others, each in the order of retrieval.
 
-    A case cannot end the block, nor begin a line of its own in it: it is data. Its number stands after its words, where a small model
-    has read them and can tell whose they are.
+    A case cannot end the block, nor begin a line of its own in it: it is data.
     """
     good = [case for case in cases if case.positive]
     other = [case for case in cases if not case.positive]

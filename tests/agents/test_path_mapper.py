@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import re
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -24,9 +25,11 @@ from memweave.agents.path_mapper import (
 from memweave.agents.run_log import RunLog, read_run
 from memweave.errors import ModelReplyError, SettingsError, UnavailableError
 from memweave.testing.models import ScriptedChatModel
-from tests.agents.logged import BOSS, CHAIN, FRIEND, MISS, native, run, tagged
+from tests.agents.logged import BOSS, CHAIN, FRIEND, MISS, Step, native, run, tagged
 from tests.agents.test_cognition import CASE_2, SMALL
 from tests.agents.test_run_log import MESSAGES
+
+Map = Callable[[ScriptedChatModel, RunLog], Mapped]
 
 FINE = load_machine("cognitive")
 UNREMARKABLE = {
@@ -167,9 +170,9 @@ def test_planning_anew_after_a_failed_tool_is_a_decision() -> None:
         (("Dora",), "InternalKnowledgeConflict"),
     ],
 )
-def test_a_wrong_answer_is_diagnosed_by_what_was_logged(steps: tuple[object, ...], diagnosis: str) -> None:
-    assert states(run(*steps, reward=0.0))[-2:] == ["WrongAnswer", diagnosis]  # type: ignore[arg-type]
-    assert states(run(*steps, reward=1.0))[-1] == "CorrectAnswer"  # type: ignore[arg-type]
+def test_a_wrong_answer_is_diagnosed_by_what_was_logged(steps: tuple[Step, ...], diagnosis: str) -> None:
+    assert states(run(*steps, reward=0.0))[-2:] == ["WrongAnswer", diagnosis]
+    assert states(run(*steps, reward=1.0))[-1] == "CorrectAnswer"
 
 
 def test_an_answer_that_stands_in_the_question_needs_a_passage_that_bears_on_the_search() -> None:
@@ -266,7 +269,7 @@ UNPLANNED = (*CASE_2[:4], *CASE_2[5:9], "SufficientInformation", *GOOD[3:])
 
 
 @pytest.fixture(params=["sync", "async"])
-def mapping(request: pytest.FixtureRequest) -> object:
+def mapping(request: pytest.FixtureRequest) -> Map:
     """Map a run with a model, in both ways."""
 
     def made(model: ScriptedChatModel, log: RunLog) -> Mapped:
@@ -276,9 +279,9 @@ def mapping(request: pytest.FixtureRequest) -> object:
     return made
 
 
-def test_a_models_path_is_taken_when_it_is_legal(mapping: object) -> None:
+def test_a_models_path_is_taken_when_it_is_legal(mapping: Map) -> None:
     model = ScriptedChatModel([path_reply(*GOOD)], model_name="gpt")
-    mapped = mapping(model, run("Clara"))  # type: ignore[operator]
+    mapped = mapping(model, run("Clara"))
     assert mapped == MappedPath(machine="cognitive@1", states=GOOD, by="gpt")
 
 
@@ -327,24 +330,24 @@ def test_a_loop_in_a_models_path_is_cut_to_two_rounds() -> None:
     ],
 )  # fmt: skip
 def test_a_model_is_told_what_is_wrong_once_and_then_it_is_a_named_failure(
-    mapping: object, reply: str, kind: str, said: str
+    mapping: Map, reply: str, kind: str, said: str
 ) -> None:
     model = ScriptedChatModel([reply, reply])
-    mapped = mapping(model, run("Clara"))  # type: ignore[operator]
+    mapped = mapping(model, run("Clara"))
     assert isinstance(mapped, UnmappedRun)
     assert mapped.kind == kind
     assert said in mapped.text
     assert said in model.prompts[1]
-    corrected = mapping(ScriptedChatModel([reply, path_reply(*GOOD)]), run("Clara"))  # type: ignore[operator]
+    corrected = mapping(ScriptedChatModel([reply, path_reply(*GOOD)]), run("Clara"))
     assert isinstance(corrected, MappedPath)
 
 
-def test_a_run_without_answer_or_reward_costs_no_call_and_a_model_that_is_away_raises(mapping: object) -> None:
+def test_a_run_without_answer_or_reward_costs_no_call_and_a_model_that_is_away_raises(mapping: Map) -> None:
     for log in (run(("", [FRIEND])), run("Clara", reward=None)):
-        assert isinstance(mapping(ScriptedChatModel([]), log), UnmappedRun)  # type: ignore[operator]
+        assert isinstance(mapping(ScriptedChatModel([]), log), UnmappedRun)
     with pytest.raises(UnavailableError):
-        mapping(ScriptedChatModel([ConnectionError("no route")]), run("Clara"))  # type: ignore[operator]
-    refused = mapping(ScriptedChatModel([ModelReplyError("too long")]), run("Clara"))  # type: ignore[operator]
+        mapping(ScriptedChatModel([ConnectionError("no route")]), run("Clara"))
+    refused = mapping(ScriptedChatModel([ModelReplyError("too long")]), run("Clara"))
     assert isinstance(refused, UnmappedRun)
     assert (refused.kind, refused.text) == ("no_reply", "too long")
 

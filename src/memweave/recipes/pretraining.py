@@ -49,13 +49,11 @@ class CourseSettings:
     """What every course can be told."""
 
     clean_steps: int = 3000
-    cycles: int = 1
-    """How often the learning rate of the clean lessons falls from its peak to 0."""
     habit_steps: int = 300
     lessons: int = 16
     """Per step."""
     learning_rate: float = 2e-3
-    """Peak of the clean lessons; cosine to 0, once per cycle."""
+    """Peak of the clean lessons; cosine to 0."""
     habit_learning_rate: float = 5e-4
     vocab_size: int = 1536
     hidden: int = 128
@@ -67,7 +65,7 @@ class CourseSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("clean_steps", "cycles", "lessons", "save_every"):
+        for name in ("clean_steps", "lessons", "save_every"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} = {getattr(self, name)} must be at least 1")
         if self.habit_steps < 0:
@@ -210,10 +208,9 @@ class Run:
 
     def _rate(self) -> float:
         settings = self.settings
+        warm = min(1.0, (self.step + 1) / 100)
         if self.step < settings.clean_steps:
-            cycle = math.ceil(settings.clean_steps / settings.cycles)
-            place = self.step % cycle
-            return settings.learning_rate * min(1.0, (place + 1) / 100) * 0.5 * (1 + math.cos(math.pi * place / cycle))
+            return settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * self.step / settings.clean_steps))
         done = (self.step - settings.clean_steps) / settings.habit_steps
         return settings.habit_learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 

@@ -57,8 +57,8 @@ def many(given: Sequence[Situation]) -> list[Reply]:
 def solved_plans(text: str) -> list[tuple[int, int]]:
     """Return where the plans of solved cases stand in what the planner is told.
 
-    They are learned as well: a case's plan is known from an earlier case of the same rule, or from plain words. So each lesson asks up to
-    eight times for what its reply asks once; without, the planner learned to look up three times more slowly.
+    They are learned as well: a case's plan is known from an earlier case of the same rule, or from plain words. With them plain words are
+    learned in half the steps (docs/log.md).
     """
     solved = text.partition("Negative examples")[0] if "Positive examples" in text else ""
     return [match.span(1) for match in re.finditer(r"Plan \[\d+\]: (.*)", solved)]

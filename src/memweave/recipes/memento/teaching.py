@@ -1,7 +1,7 @@
 """What a planner of PlanWorld says: a plan by what a case shows, by heart, or by guess; and the final answer.
 
-A reply first repeats the word that the task says most (`<think>about zama</think>`), then gives the plan. To name the case first
-(`as [2]`) made it harder to learn (docs/log.md).
+A reply first repeats the word that the task says most (`<think>about zama</think>`), then gives the plan. These lessons have not yet
+taught a small model to look a case up; docs/log.md says what was tried.
 """
 
 from __future__ import annotations
