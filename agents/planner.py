@@ -160,7 +160,7 @@ def cases_text(cases: Sequence[ShownCase]) -> str:
         if group:
             lines.append(f"{title}, {len(group)} of {len(cases)}:")
         for number, case in enumerate(group, start):
-            lines += [f"Task: {_shown(case.task)}", f"Plan [{number}]: {_shown(_steps(case.plan))}"]
+            lines += [f"Task: {_shown(case.task)} [{number}]", f"Plan: {_shown(_steps(case.plan))}"]
     return "\n".join([*lines, "</cases>"])
 
 

@@ -208,13 +208,13 @@ def test_cases_are_shown_positive_ones_first_with_numbered_steps() -> None:
     assert shown.splitlines() == [
         "<cases>",
         "Positive examples (reward = 1), 1 of 3:",
-        "Task: good",
-        "Plan [1]: 1. look up 2. count",
+        "Task: good [1]",
+        "Plan: 1. look up 2. count",
         "Negative examples (reward = 0), 2 of 3:",
-        "Task: bad",
-        "Plan [2]: 1. look up 2. count",
-        "Task: nobody knows",
-        "Plan [3]: scribbled plan",
+        "Task: bad [2]",
+        "Plan: 1. look up 2. count",
+        "Task: nobody knows [3]",
+        "Plan: scribbled plan",
         "</cases>",
     ]
 

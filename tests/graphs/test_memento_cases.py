@@ -71,11 +71,11 @@ def test_cases_are_shown_as_a_second_message_of_the_user(run: Run, cases: CaseBa
     assert (block(first) or "").splitlines() == [
         "<cases>",
         "Positive examples (reward = 1), 1 of 2:",
-        "Task: city of Anna's boss",
-        "Plan [1]: 1. find the boss 2. find the city",
+        "Task: city of Anna's boss [1]",
+        "Plan: 1. find the boss 2. find the city",
         "Negative examples (reward = 0), 1 of 2:",
-        "Task: city of Anna's friend",
-        "Plan [2]: 1. find the city",
+        "Task: city of Anna's friend [2]",
+        "Plan: 1. find the city",
         "</cases>",
     ]
     assert block(planner.calls[1]) == block(first)  # it stays in the history

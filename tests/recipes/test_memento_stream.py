@@ -28,7 +28,7 @@ from memweave.recipes.memento.executing import FAILED, PlanWorldExecutor
 from memweave.recipes.memento.lessons import many, row, said, solved_plans
 from memweave.recipes.memento.script import ScriptedPlanner
 from memweave.recipes.memento.stream import HEAD, KERNEL, SCOPE, Stream, StreamResult, StreamSettings, play
-from memweave.recipes.memento.teaching import most_said, plan_json, plan_reply, situation, situations
+from memweave.recipes.memento.teaching import plan_json, plan_reply, situation, situations, wanted
 from memweave.worlds.planworld import PLAIN, PlanWorld, PlanWorldSettings, score
 
 SMALL = StreamSettings(
@@ -52,8 +52,8 @@ def test_a_stream_is_the_same_every_time_and_another_with_another_seed() -> None
 
 
 def test_memory_helps_and_the_oracle_helps_most() -> None:
-    # With seed 0 no guess ever solves a task of one rule, so there is no case of it to show.
-    none, cosine, oracle = (solved(played(arm, seed=1)) for arm in ("none", "cosine", "oracle"))
+    # With some seeds no guess ever solves a task of one rule, so there is no case of it to show; not with 0.
+    none, cosine, oracle = (solved(played(arm)) for arm in ("none", "cosine", "oracle"))
     assert cosine[-1] > none[-1] + 0.2
     assert oracle[-1] >= cosine[-1]
     assert oracle[-1] > 0.9
@@ -122,7 +122,7 @@ def streaming(arm: str) -> Iterator[Stream]:
 
 
 def test_credit_is_what_playing_again_without_the_case_changes() -> None:
-    """The script goes by the most similar case that was solved; without it, by the next or by guess."""
+    """The script goes by the first solved case that asks for the same; without it, by the next or by guess."""
     pytest.importorskip("torch")
     with streaming("neural-q-loo") as stream:
         stream.iteration(0)
@@ -225,12 +225,20 @@ def test_a_lesson_is_what_the_graph_shows_and_its_reply_can_be_read() -> None:
         assert row(given, whole=False) == [first]
 
 
-def test_the_teacher_repeats_what_the_task_says_most_and_gives_the_right_plan() -> None:
-    given = situation(random.Random(1), 4)
-    assert most_said("Anna, 3: teto posa posa dida posa teto") == "posa"
-    assert most_said("Anna, 3: dida teto teto dida") == "dida"
-    reply = plan_reply(given)
-    assert reply == f"<think>about {most_said(given.task.text)}</think>{plan_json(given.task.plan)}"
+def test_the_teacher_repeats_what_is_wanted_and_names_the_first_case_that_ends_with_it() -> None:
+    rng = random.Random(1)
+    assert wanted("Anna, 3: teto teto posa") == "posa"
+    numbers = []
+    for _ in range(200):
+        given = situation(rng, 4)
+        word = wanted(given.task.text)
+        reply = plan_reply(given)
+        assert reply.endswith(f"</think>{plan_json(given.task.plan)}")
+        number = int(reply.removeprefix(f"<think>about {word} [").partition("]")[0])
+        numbers.append(number)
+        alike = [case.task.rule == given.task.rule for case in given.cases]
+        assert number == (0 if given.task.plain or not any(alike) else 1 + alike.index(True))
+    assert set(numbers) == set(range(5))
 
 
 def test_task_after_task_is_asked_beside_the_same_cases() -> None:
@@ -249,8 +257,8 @@ def test_task_after_task_is_asked_beside_the_same_cases() -> None:
 
 
 def test_the_plans_of_solved_cases_are_learned_too_and_no_others() -> None:
-    good = "Positive examples (reward = 1), 1 of 2:\nTask: a\nPlan [1]: 1. go\n"
-    text = f"<cases>\n{good}Negative examples (reward = 0), 1 of 2:\nTask: b\nPlan [2]: 1. no\n</cases>"
+    good = "Positive examples (reward = 1), 1 of 2:\nTask: a [1]\nPlan: 1. go\n"
+    text = f"<cases>\n{good}Negative examples (reward = 0), 1 of 2:\nTask: b [2]\nPlan: 1. no\n</cases>"
     assert [text[a:b] for a, b in solved_plans(text)] == ["1. go"]
     assert solved_plans(text.replace(good, "")) == []
     assert solved_plans("Anna, 3: teto posa") == []
@@ -262,14 +270,14 @@ def test_the_script_knows_no_more_than_it_is_shown() -> None:
         given = situation(rng, 4, 1.0)
         reply = script.invoke([HumanMessage(text) for _, text in said(given)]).text
         if given.task.plain:
-            assert reply.startswith("<think>known</think>")
+            assert reply.startswith(f"<think>about {wanted(given.task.text)} [0]</think>")
             # A text that leaves out the one word by which two plain rules differ may mean either.
             words = set(given.task.text.rpartition(": ")[2].split())
             if sum(words <= set(plain) for plain in PLAIN) == 1:
                 assert reply.endswith(plan_json(given.task.plan))
-        elif reply.startswith("<think>as"):
-            number = int(reply.split("[")[1].split("]")[0])
+        elif (number := int(reply.split("[")[1].split("]")[0])) > 0:
             assert given.cases[number - 1].reward == 1.0
+            assert reply.endswith(plan_json(given.task.plan))
     guesses = {ScriptedPlanner(seed=s).invoke("Anna, 3: bada bada bada").text for s in range(40)}
     assert len(guesses) > 6
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from memweave.tracing import Trace
 from memweave.trainers.ppo import TracePPOConfig, TracePPOTrainer
 from tests.trainers.direct import DirectServer, Task, class_share
+from tests.trainers.leaving import run_and_leave
 from tests.trainers.test_ppo import Rollouts
 
 
@@ -51,8 +52,8 @@ def main(base: Path, out: Path, episodes: int) -> None:
     )
     trainer.train()
     trainer.save_policy(out / "policy")
-    trainer.accelerator.end_training()  # or the threads of the process group may abort a process that leaves early
+    trainer.accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    run_and_leave(lambda: main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))

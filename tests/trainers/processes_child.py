@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from memweave.tracing import Trace
 from memweave.trainers.grpo import TraceGRPOTrainer
 from tests.trainers.direct import DirectRollouts, DirectServer, Task, class_share, config
+from tests.trainers.leaving import run_and_leave
 
 
 def main(base: Path, out: Path, episodes: int, fail: bool) -> None:
@@ -48,8 +49,8 @@ def main(base: Path, out: Path, episodes: int, fail: bool) -> None:
     if not trainer.accelerator.is_main_process:
         assert server.publications == 0, "only the main process publishes"
         assert trainer.save_policy(out / "other") == ""
-    trainer.accelerator.end_training()  # or the threads of the process group may abort a process that leaves early
+    trainer.accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), len(sys.argv) > 4)
+    run_and_leave(lambda: main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), len(sys.argv) > 4))

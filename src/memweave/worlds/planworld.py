@@ -1,9 +1,10 @@
 """PlanWorld: tasks that need a plan, told in the words of a family that nobody explained (Memento, specification section 8).
 
-A *family* is a way of speaking: each of its *rules* says which plan a task needs, and has words of its own; a text holds words of its
-rule (share `alignment`, the specification's lambda) and words of a *topic* that has nothing to do with the plan. Some rules are told in
-plain words, which mean the same in every family and can be known by heart; the others are jargon, and only experience tells what they ask
-for. With much alignment, texts that look alike need the same plan; with little, texts that look alike are about the same topic.
+A *family* is a way of speaking: each of its *rules* says which plan a task needs, and has words of its own. A text first speaks of a
+*topic*, which has nothing to do with the plan, and then says what is wanted in words of its rule (share `alignment`, the specification's
+lambda). Some rules are told in plain words, which mean the same in every family and can be known by heart; the others are jargon, one
+word each, and only experience tells what it asks for. With much alignment, texts that look alike need the same plan; with little, texts
+that look alike are about the same topic.
 
 A plan is two to four steps over a small directory of people. `run_step` carries one out. Nothing here knows which memory is tested.
 """
@@ -97,8 +98,8 @@ class PlanWorldSettings:
             )
 
 
-PER_POOL: Final = 2
-"""Words of a rule or a topic."""
+PER_POOL: Final = 1
+"""Words of a jargon rule or a topic."""
 
 
 @dataclass(frozen=True)
@@ -188,8 +189,7 @@ class PlanWorld:
         z = rng.randrange(len(family.rules)) if rule is None else rule
         u = rng.randrange(len(family.topics)) if topic is None else topic
         cues = round(given.alignment * given.words)
-        words = rng.choices(family.rules[z].words, k=cues) + rng.choices(family.topics[u], k=given.words - cues)
-        rng.shuffle(words)
+        words = rng.choices(family.topics[u], k=given.words - cues) + rng.choices(family.rules[z].words, k=cues)
         person, number = _asked(rng, family.rules[z].skeleton)
         steps = plan_of(family.rules[z].skeleton, person, number)
         return PlanTask(

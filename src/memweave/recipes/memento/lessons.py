@@ -61,4 +61,4 @@ def solved_plans(text: str) -> list[tuple[int, int]]:
     learned in half the steps (docs/log.md).
     """
     solved = text.partition("Negative examples")[0] if "Positive examples" in text else ""
-    return [match.span(1) for match in re.finditer(r"Plan \[\d+\]: (.*)", solved)]
+    return [match.span(1) for match in re.finditer(r"^Plan: (.*)", solved, re.MULTILINE)]

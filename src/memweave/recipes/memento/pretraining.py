@@ -44,7 +44,7 @@ def _whole() -> tuple[str, ...]:
         "<think>about",
         "</think>",
         "FINAL ANSWER:",
-        *(f" [{n}]" for n in range(1, 33)),
+        *(f" [{n}]" for n in range(33)),
         *sorted(f" {word}" for word in words),
         *sorted(phrases, key=lambda phrase: (-len(phrase), phrase)),
         *(f" {name}" for name in (*NAMES, *CITIES, *TEAMS)),

@@ -1,14 +1,13 @@
 """What a planner of PlanWorld says: a plan by what a case shows, by heart, or by guess; and the final answer.
 
-A reply first repeats the word that the task says most (`<think>about zama</think>`), then gives the plan. These lessons have not yet
-taught a small model to look a case up; docs/log.md says what was tried.
+A reply first repeats the last word of the task and the number of the case that ends with it (`<think>about zama [2]</think>`), then gives
+the plan. Word and number are copied, each from behind what was copied before it: that is what a small model learns (docs/log.md).
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -58,14 +57,19 @@ def plan_json(steps: Sequence[str]) -> str:
 
 
 def plan_reply(situation: Situation) -> str:
-    """Return the teacher's plan."""
-    return f"<think>about {most_said(situation.task.text)}</think>{plan_json(situation.task.plan)}"
+    """Return the teacher's plan, after the word that says what is wanted and the number of the first case that ends with it.
+
+    The number is 0 where no case does, and for plain words, which are known.
+    """
+    word = wanted(situation.task.text)
+    saying = (n for n, case in enumerate(situation.cases, 1) if wanted(case.task.text) == word)
+    number = 0 if situation.task.plain else next(saying, 0)
+    return f"<think>about {word} [{number}]</think>{plan_json(situation.task.plan)}"
 
 
-def most_said(text: str) -> str:
-    """Return the word that a task says most; of equals, the one that comes first."""
-    ((word, _),) = Counter(text.rpartition(": ")[2].split()).most_common(1)
-    return word
+def wanted(text: str) -> str:
+    """Return the last word of a task, which says what is wanted."""
+    return text.rpartition(" ")[2]
 
 
 def final_reply(answer: str) -> str:
