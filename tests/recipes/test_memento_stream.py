@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,9 +26,13 @@ from memweave.memory_stores.case_retrieval import TriedSets
 from memweave.recipes.memento.arms import ARMS, Given
 from memweave.recipes.memento.executing import FAILED, PlanWorldExecutor
 from memweave.recipes.memento.lessons import many, row, said, solved_plans
+from memweave.recipes.memento.measuring import measure
+from memweave.recipes.memento.pretraining import PlanWorldPretrainSettings
 from memweave.recipes.memento.script import ScriptedPlanner
 from memweave.recipes.memento.stream import HEAD, KERNEL, SCOPE, Stream, StreamResult, StreamSettings, play
 from memweave.recipes.memento.teaching import plan_json, plan_reply, situation, situations, wanted
+from memweave.recipes.pretraining import REPORT
+from memweave.recipes.running import PLANWORLD_BASE
 from memweave.worlds.planworld import PLAIN, PlanWorld, PlanWorldSettings, score
 
 SMALL = StreamSettings(
@@ -301,3 +305,22 @@ def test_the_oracle_shows_only_what_fits() -> None:
     oracle = ARMS["oracle"].policy(lambda text, case: case != ids[1])
     chosen = oracle.choose(CaseQuery("q", np.ones(3, dtype=np.float32)), candidates, 4, np.random.default_rng(0))
     assert [choice.index for choice in chosen] == [2, 0]
+
+
+# the planner that is part of the package
+
+
+def test_the_shipped_planner_looks_cases_up_and_cannot_know_jargon() -> None:
+    found = measure(PLANWORLD_BASE, 1, number=40)["by_kind"]  # other families than those of its gate
+    assert found["lookups"] >= 0.8  # 0.92 in the gate
+    assert found["plain"] >= 0.8
+    assert found["answer"] == 1.0
+    assert found["guess"] <= 0.3
+
+
+def test_the_shipped_planner_was_measured_by_its_gate() -> None:
+    made = json.loads((PLANWORLD_BASE / REPORT).read_text())
+    assert made["gate"]["lookups"] >= 0.9
+    assert made["gate"]["asked"] == 200
+    settings = asdict(PlanWorldPretrainSettings())
+    assert made["settings"] == settings
