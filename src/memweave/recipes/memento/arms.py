@@ -149,7 +149,7 @@ def _mu_grpo(policy: RetrievalPolicy, dimension: int, encoder: str, seed: int) -
     return MuGRPO(policy, dimension, encoder, MuGRPOSettings(label_input=True, seed=seed))
 
 
-PREFILTER: Final = 64
+PREFILTER: Final = 16
 
 
 def _drawing(fits: Fits) -> ECKernelSoftmax:
