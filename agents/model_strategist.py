@@ -9,30 +9,20 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage
-from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import ensure_config
-from langgraph.constants import TAG_NOSTREAM
 from pydantic import JsonValue
 
-from memweave.agents.cognition import Machine, load_machine
+from memweave.agents.cognition import Machine
 from memweave.agents.leaks import leaks
-from memweave.agents.llm import DEFAULT_TIMEOUT, aask, ask, described
+from memweave.agents.machine_role import ATTEMPTS, MachineRole
 from memweave.agents.path_mapper import transition_table
-from memweave.agents.prompts import load_prompt
-from memweave.agents.rendering import conversation
 from memweave.agents.replies import as_index, json_object
 from memweave.agents.roles import Attempt, one_line
 from memweave.agents.strategist import Induced, InductionRequest, NoStrategy, Proposal, SkipKind
 from memweave.errors import ModelReplyError
 from memweave.graph_records import MAX_SCORE, MIN_SCORE, START_SCORES, NewStrategy, Principle, Strategy
-from memweave.models import chat_model, model_name
 from memweave.records import storable
 
 ROLE: Final = "strategist"
-ATTEMPTS: Final = 2
-"""Replies asked for; one that cannot be used is shown to the model with what is wrong with it."""
 SOFT_CAP: Final = 30
 """Strategies above which updating is preferred to creating."""
 MOST_SHOWN: Final = 100
@@ -56,31 +46,16 @@ class _Refused(ModelReplyError):
         self.kind: SkipKind = kind
 
 
-class ModelStrategist:
-    """Lets a chat model write strategies, with one more try for a reply that cannot be used.
+class ModelStrategist(MachineRole):
+    """Lets a chat model write strategies, with one more try for a reply that cannot be used. Arguments: `MachineRole`."""
 
-    model: a chat model or its specification (`chat_model`).  timeout: seconds for one reply.
-    """
-
-    def __init__(
-        self,
-        model: str | BaseChatModel,
-        machine: Machine | None = None,
-        *,
-        system_prompt: str | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
-    ) -> None:
-        self.model = chat_model(model) if isinstance(model, str) else model
-        self.machine = machine or load_machine("cognitive")
-        self.system_prompt = system_prompt
-        self.timeout = timeout
-        load_prompt(ROLE)  # read the file now, not in the middle of a run
+    role = ROLE
 
     def induce(self, request: InductionRequest) -> Induced:
         """Return a strategy, or why there is none. Raises `UnavailableError`."""
         while True:
             try:
-                reply = ask(self.model, self._asked(request), self._config(), self.timeout).text
+                reply = self._reply(render_induction(request, self.machine), request.failed)
             except ModelReplyError as error:
                 return NoStrategy(kind="no_reply", text=str(error))
             found = self._read(reply, request)
@@ -92,7 +67,7 @@ class ModelStrategist:
         """Return a strategy, as `induce` does."""
         while True:
             try:
-                reply = (await aask(self.model, self._asked(request), self._config(), self.timeout)).text
+                reply = await self._areply(render_induction(request, self.machine), request.failed)
             except ModelReplyError as error:
                 return NoStrategy(kind="no_reply", text=str(error))
             found = self._read(reply, request)
@@ -100,22 +75,15 @@ class ModelStrategist:
                 return found
             request = found
 
-    def _asked(self, request: InductionRequest) -> list[BaseMessage]:
-        return conversation(ROLE, "full", self.system_prompt, render_induction(request, self.machine), request.failed)
-
     def _read(self, reply: str, request: InductionRequest) -> Induced | InductionRequest:
         """Return what a reply says, or the request with what is wrong with it, as long as there may be another try."""
         try:
-            return parse_induction(storable(reply), request, self.machine, by=model_name(self.model))
+            return parse_induction(storable(reply), request, self.machine, by=self.name)
         except ModelReplyError as error:
             failed = (*request.failed, Attempt(reply=storable(reply) or "(empty)", error=str(error)))
             if len(failed) < ATTEMPTS:
                 return request.model_copy(update={"failed": failed})
             return NoStrategy(kind=error.kind if isinstance(error, _Refused) else "no_reply", text=str(error))
-
-    def _config(self) -> RunnableConfig:
-        own = described(ensure_config(), ROLE, (), self.system_prompt or load_prompt(ROLE).text)
-        return {**own, "run_name": ROLE, "tags": [*(own.get("tags") or []), TAG_NOSTREAM]}
 
 
 # what is shown

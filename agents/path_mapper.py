@@ -14,27 +14,18 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Literal, Protocol
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage
-from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import ensure_config
-from langgraph.constants import TAG_NOSTREAM
 from pydantic import JsonValue
 
 from memweave.agents.cognition import Machine, load_machine
-from memweave.agents.llm import DEFAULT_TIMEOUT, aask, ask, described
+from memweave.agents.machine_role import ATTEMPTS, MachineRole
 from memweave.agents.path_rules import ON_TOPIC, Reading
-from memweave.agents.prompts import load_prompt
-from memweave.agents.rendering import conversation
 from memweave.agents.replies import json_object
 from memweave.agents.roles import Attempt, one_line
 from memweave.agents.run_log import RunLog
 from memweave.errors import ModelReplyError, SettingsError
-from memweave.models import chat_model, model_name
 from memweave.records import Name, Record, storable
 
 ROLE: Final = "path_mapper"
-ATTEMPTS: Final = 2
-"""Replies asked for; one that is no path is shown to the model with what is wrong with it."""
 MOST_REPAIRS: Final = 3
 """Steps of a path that are repaired; one with more of them was not read off the machine."""
 LONGEST_GAP: Final = 2
@@ -154,30 +145,10 @@ class RuleMapper:
         return self.map(run)
 
 
-class ModelMapper:
-    """Lets a chat model write the path, with one more try for a reply that is none.
+class ModelMapper(MachineRole):
+    """Lets a chat model write the path, with one more try for a reply that is none. Arguments: `MachineRole`."""
 
-    model: a chat model or its specification (`chat_model`).  timeout: seconds for one reply.
-    """
-
-    def __init__(
-        self,
-        model: str | BaseChatModel,
-        machine: Machine | None = None,
-        *,
-        system_prompt: str | None = None,
-        timeout: float = DEFAULT_TIMEOUT,
-    ) -> None:
-        self.model = chat_model(model) if isinstance(model, str) else model
-        self.system_prompt = system_prompt
-        self.timeout = timeout
-        self._machine = machine or load_machine("cognitive")
-        load_prompt(ROLE)  # read the file now, not in the middle of a run
-
-    @property
-    def machine(self) -> Machine:
-        """Return whose paths they are."""
-        return self._machine
+    role = ROLE
 
     def map(self, run: RunLog) -> Mapped:
         """Return the path of a run, or why it has none. Raises `UnavailableError`."""
@@ -185,7 +156,7 @@ class ModelMapper:
         mapped: Mapped | None = _unfit(run)
         while mapped is None:
             try:
-                reply = ask(self.model, self._asked(run, failed), self._config(), self.timeout).text
+                reply = self._reply(render_run(run, self.machine), failed)
             except ModelReplyError as error:
                 return UnmappedRun(kind="no_reply", text=str(error))
             mapped, failed = self._read(reply, run, failed)
@@ -197,33 +168,25 @@ class ModelMapper:
         mapped: Mapped | None = _unfit(run)
         while mapped is None:
             try:
-                reply = (await aask(self.model, self._asked(run, failed), self._config(), self.timeout)).text
+                reply = await self._areply(render_run(run, self.machine), failed)
             except ModelReplyError as error:
                 return UnmappedRun(kind="no_reply", text=str(error))
             mapped, failed = self._read(reply, run, failed)
         return mapped
 
-    def _asked(self, run: RunLog, failed: Sequence[Attempt]) -> list[BaseMessage]:
-        return conversation(ROLE, "full", self.system_prompt, render_run(run, self._machine), failed)
-
     def _read(self, reply: str, run: RunLog, failed: tuple[Attempt, ...]) -> tuple[Mapped | None, tuple[Attempt, ...]]:
         """Return what a reply says; or `None` and one more failed attempt, as long as there may be another."""
         kind: FailureKind = "no_reply"
         try:
-            given = _path_in(storable(reply), self._machine)
+            given = _path_in(storable(reply), self.machine)
             kind = "illegal"
-            states, repairs = repaired(given, self._machine)
-            _check_outcome(states, run, self._machine)
+            states, repairs = repaired(given, self.machine)
+            _check_outcome(states, run, self.machine)
         except ModelReplyError as error:
             failed = (*failed, Attempt(reply=storable(reply) or "(empty)", error=str(error)))
             return (UnmappedRun(kind=kind, text=str(error)) if len(failed) >= ATTEMPTS else None), failed
-        path = self._machine.canonical(states)
-        who = model_name(self.model)
-        return MappedPath(machine=self._machine.label, states=path, by=who, repairs=tuple(repairs)), failed
-
-    def _config(self) -> RunnableConfig:
-        own = described(ensure_config(), ROLE, (), self.system_prompt or load_prompt(ROLE).text)
-        return {**own, "run_name": ROLE, "tags": [*(own.get("tags") or []), TAG_NOSTREAM]}
+        path = self.machine.canonical(states)
+        return MappedPath(machine=self.machine.label, states=path, by=self.name, repairs=tuple(repairs)), failed
 
 
 # what a model is shown
