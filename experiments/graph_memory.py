@@ -143,10 +143,11 @@ def arms(results: Path) -> str:
     for arm, name in NAMED.items():
         found = cells.marks(arm)
         if found:
-            cols = [score(found), score(cells.marks(arm, heat=1)), *(score(cells.marks(arm, split)) for split in OOD)]
+            cols = [score(found), score(cells.marks(arm, heat=1))]
+            cols += [score(cells.marks(arm, split, name="ood")) for split in OOD]
             lines.append(f"| {name} | {len(found)} | {' | '.join(cols)} |")
     for other in ("uniform", "none"):
-        row = [minus(cells.marks("trained", split), cells.marks(other, split)) for split in OOD]
+        row = [minus(*(cells.marks(arm, split, name="ood") for arm in ("trained", other))) for split in OOD]
         if all(row):
             said = " | ".join(percent(each, sign=True) for each in row if each is not None)
             lines.append(f"| trained minus {other} | | | | {said} |")

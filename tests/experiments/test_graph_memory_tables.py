@@ -66,9 +66,9 @@ def ran(results: Path, recipe: str, arm: str, seed: int, **found: Any) -> None:
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    splits = ("test", "ood-entities", "ood-mixture", "ood-chains")
     for seed in (1, 2):
-        evaluated(tmp_path, "main", seed, MAIN, splits)
+        evaluated(tmp_path, "main", seed, MAIN)
+        evaluated(tmp_path, "ood", seed, MAIN, ("ood-entities", "ood-mixture", "ood-chains"))
         evaluated(tmp_path, "worth", seed, {"none": "1000"}, ranks=([0.1, 0.3], [0.6, 0.4]))
     return tmp_path
 
