@@ -38,10 +38,11 @@ from memweave.agents.memory_tools import LONGEST_QUERY, TOP_K, Numbers
 from memweave.errors import SettingsError
 from memweave.graphs.agemem_context import AgeMemContext, agent_prompt
 from memweave.graphs.agemem_fitting import fitted, least
-from memweave.graphs.agemem_state import Acted, Budget, Protocol, StepState, Variant
+from memweave.graphs.agemem_state import Acted, Budget, Dialogue, Protocol, Reply, StepState, Variant
 from memweave.graphs.agemem_steps import (
     AgentSteps,
-    as_context,
+    as_dialogue,
+    as_messages,
     check_limit,
     check_tools,
     log_of,
@@ -116,11 +117,12 @@ class _Agent:
         new = new_messages(messages)
         system = SystemMessage(self._prompt(), id="system")
         asked = {message.id for message in new}  # some may be there already: the run that brought them broke off
-        before = state.get("context") or self._earlier(messages, new)
+        seen = state.get("context")
+        before = seen["messages"] if seen else self._earlier(messages, new)
         kept = [message for message in before if not _is_prompt(message) and message.id not in asked]
         fresh: object = Overwrite([])
         update: AgentState = {
-            "context": as_context([system, *kept, *new]),
+            "context": as_dialogue([system, *kept, *new]),
             "question": [str(message.id) for message in new],
             "status": None,
             "round": 0,
@@ -166,14 +168,14 @@ class _Agent:
 
     def _query(self, state: AgentState) -> str:
         asked = set(state["question"])
-        return "\n".join(m.text for m in state["context"] if m.id in asked).strip()[-LONGEST_QUERY:]
+        return "\n".join(m.text for m in state["context"]["messages"] if m.id in asked).strip()[-LONGEST_QUERY:]
 
     def _recalled(self, state: AgentState, hits: Sequence[MemoryHit]) -> AgentState:
         memories = [hit.memory for hit in hits]
         if not memories:
             return {}
         message, numbers = self.steps.recalled(memories, state["numbers"])
-        context = _before(state["context"], message, state["question"][0])
+        context = _before(state["context"]["messages"], message, state["question"][0])
         return {"context": context, "numbers": numbers, "shown": [*state["shown"], shown_in(message, memories)]}
 
     # the model's turn
@@ -183,19 +185,21 @@ class _Agent:
         ready = self._fitted(state)
         if ready.get("status"):
             return ready
-        reply = self.steps.ask(ready.get("context", state["context"]), state["shown"], self._prompt(), config)
-        return {**ready, "reply": reply, "turn": self.steps.read(reply), "round": state["round"] + 1}
+        context = ready.get("context", state["context"])["messages"]
+        reply = self.steps.ask(context, state["shown"], self._prompt(), config)
+        return {**ready, "reply": Reply(message=reply), "turn": self.steps.read(reply), "round": state["round"] + 1}
 
     async def apolicy(self, state: AgentState, config: RunnableConfig) -> AgentState:
         ready = self._fitted(state)
         if ready.get("status"):
             return ready
-        reply = await self.steps.aask(ready.get("context", state["context"]), state["shown"], self._prompt(), config)
-        return {**ready, "reply": reply, "turn": self.steps.read(reply), "round": state["round"] + 1}
+        context = ready.get("context", state["context"])["messages"]
+        reply = await self.steps.aask(context, state["shown"], self._prompt(), config)
+        return {**ready, "reply": Reply(message=reply), "turn": self.steps.read(reply), "round": state["round"] + 1}
 
     def _fitted(self, state: AgentState) -> AgentState:
         """Return the context within the budget; when the question alone is too long, the message that says so."""
-        context, before = state["context"], state["budget"]
+        context, before = state["context"]["messages"], state["budget"]
         needed = self.steps.tokens(least(context, state["question"]))
         if needed > self.limit:
             return self._too_long(state, before.model_copy(update={"overflowed": True}), needed)
@@ -207,7 +211,7 @@ class _Agent:
         budget = before.model_copy(update=over)
         update: AgentState = {"budget": budget, "edits": cut.edits}
         if cut.context != context:  # a checkpoint need not write again what did not change
-            update["context"] = as_context(cut.context)
+            update["context"] = as_dialogue(cut.context)
         return update
 
     def _too_long(self, state: AgentState, before: Budget, needed: int) -> AgentState:
@@ -218,11 +222,11 @@ class _Agent:
         )
         reply = AIMessage(said, id=str(new_id()))
         edit = ContextEdit(kind="budget", removed=tuple(state["question"]))
-        context = [*apply_edit(state["context"], edit), self._own(reply)]
+        context = [*apply_edit(state["context"]["messages"], edit), self._own(reply)]
         return {
             "status": "over_budget",
             "messages": [reply],
-            "context": as_context(context),
+            "context": as_dialogue(context),
             "budget": self.steps.measured(context, before, len(edit.removed)),
             "edits": [edit],
         }
@@ -251,7 +255,7 @@ class _Agent:
         return self._acted(state, acted)
 
     def _acted(self, state: AgentState, acted: Acted) -> AgentState:
-        turn, said = state["turn"], as_context([state["reply"], *acted.new])
+        turn, said = state["turn"], as_messages([state["reply"]["message"], *acted.new])
         status: Status | None = None
         if turn.answer is not None:
             status = "answered"
@@ -265,7 +269,7 @@ class _Agent:
         budget = self.steps.measured(acted.context, state["budget"])
         there = {message.id for message in acted.context}
         return {
-            "context": as_context(acted.context),
+            "context": as_dialogue(acted.context),
             "numbers": acted.numbers,
             "shown": [shown for shown in [*state["shown"], *acted.shown] if shown.message_id in there],
             "edits": acted.edits,
@@ -288,9 +292,9 @@ def _is_prompt(message: BaseMessage) -> bool:
     return isinstance(message, SystemMessage) and message.id == "system"
 
 
-def _before(context: Sequence[AnyMessage], message: BaseMessage, first: str) -> list[AnyMessage]:
+def _before(context: Sequence[BaseMessage], message: BaseMessage, first: str) -> Dialogue:
     place = next(i for i, each in enumerate(context) if each.id == first)
-    return as_context([*context[:place], message, *context[place:]])
+    return as_dialogue([*context[:place], message, *context[place:]])
 
 
 # routing

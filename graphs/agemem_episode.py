@@ -43,10 +43,11 @@ from memweave.agents.tool_protocol import tools_line
 from memweave.errors import InputError, OperationError
 from memweave.graphs.agemem_context import AgeMemContext, agent_prompt
 from memweave.graphs.agemem_reward import EpisodeLog
-from memweave.graphs.agemem_state import Acted, Budget, Protocol, StepState, Variant
+from memweave.graphs.agemem_state import Acted, Budget, Protocol, Reply, StepState, Variant
 from memweave.graphs.agemem_steps import (
     AgentSteps,
-    as_context,
+    as_dialogue,
+    as_messages,
     check_limit,
     check_tools,
     log_of,
@@ -155,7 +156,7 @@ class Episode:
                 f"the task {task.id} may take {turns} turns, and an episode at most {MOST_STEPS}. Split it"
             )
         return {
-            "context": as_context(self._system()),
+            "context": as_dialogue(self._system()),
             "numbers": Numbers(),
             "shown": [],
             "budget": Budget(limit=self.limit),
@@ -179,7 +180,7 @@ class Episode:
         """Give the next message; wipe the context where stage 1 has ended."""
         task, stage, index = state["task"], state["stage"], state["feed_index"]
         update: EpisodeState = {"round": 0, "over": False}
-        context: list[BaseMessage] = list(state["context"])
+        context: list[BaseMessage] = list(state["context"]["messages"])
         if index == 0 and (stage == 2 or (stage == 3 and not task.distractors)):
             context, update["edits"] = self._wiped(context)
         message = HumanMessage(_fed(task, stage)[index], id=str(new_id()))
@@ -187,7 +188,7 @@ class Episode:
         budget = self.steps.measured(context, state["budget"])
         return {
             **update,
-            "context": as_context(context),
+            "context": as_dialogue(context),
             "messages": [message],
             "feed_index": index + 1,
             "budget": budget,
@@ -229,7 +230,7 @@ class Episode:
 
     @staticmethod
     def _query(state: EpisodeState) -> str:
-        return storable(state["context"][-1].text).strip()[:LONGEST_QUERY]
+        return storable(state["context"]["messages"][-1].text).strip()[:LONGEST_QUERY]
 
     def _limit(self, state: EpisodeState) -> int:
         return self.recalled if state["stage"] == 1 else self.steps.top_k or TOP_K
@@ -246,12 +247,12 @@ class Episode:
         if not memories:
             return {}
         message, numbers = self.steps.recalled(memories, state["numbers"])
-        context = [*state["context"], message]
+        context = [*state["context"]["messages"], message]
         budget = self.steps.measured(context, state["budget"])
         shown = [*state["shown"], shown_in(message, memories)]
         return {
-            "context": as_context(context),
-            "messages": as_context([message]),
+            "context": as_dialogue(context),
+            "messages": as_messages([message]),
             "numbers": numbers,
             "shown": shown,
             "budget": budget,
@@ -262,13 +263,15 @@ class Episode:
 
     def policy(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
         """Ask the model. Raises `UnavailableError`, and `ContextLengthError` when the context does not fit it."""
-        reply = self.steps.ask(state["context"], state["shown"], self._prompt(), _staged(config, state["stage"]))
-        return {"reply": reply, "turn": self.steps.read(reply), "round": state["round"] + 1}
+        context = state["context"]["messages"]
+        reply = self.steps.ask(context, state["shown"], self._prompt(), _staged(config, state["stage"]))
+        return {"reply": Reply(message=reply), "turn": self.steps.read(reply), "round": state["round"] + 1}
 
     async def apolicy(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
         """Do what `policy` does."""
-        reply = await self.steps.aask(state["context"], state["shown"], self._prompt(), _staged(config, state["stage"]))
-        return {"reply": reply, "turn": self.steps.read(reply), "round": state["round"] + 1}
+        context = state["context"]["messages"]
+        reply = await self.steps.aask(context, state["shown"], self._prompt(), _staged(config, state["stage"]))
+        return {"reply": Reply(message=reply), "turn": self.steps.read(reply), "round": state["round"] + 1}
 
     def act(self, state: EpisodeState, config: RunnableConfig) -> EpisodeState:
         """Carry out the calls of the turn, measure the context, and see what comes next."""
@@ -296,8 +299,8 @@ class Episode:
         answered = turn.answer is not None and not over
         spent = state["round"] >= self.rounds[stage - 1]
         update: EpisodeState = {
-            "context": as_context(acted.context),
-            "messages": as_context([state["reply"], *acted.new]),
+            "context": as_dialogue(acted.context),
+            "messages": as_messages([state["reply"]["message"], *acted.new]),
             "numbers": acted.numbers,
             "shown": [*state["shown"], *acted.shown],
             "edits": acted.edits,
@@ -345,7 +348,7 @@ class Episode:
 
     def _outcome(self, state: EpisodeState, stored: Sequence[Memory]) -> EpisodeOutput:
         budget = state["budget"]
-        seen = "\n".join(m.text for m in state["context"] if not isinstance(m, SystemMessage)).lower()
+        seen = "\n".join(m.text for m in state["context"]["messages"] if not isinstance(m, SystemMessage)).lower()
         log = EpisodeLog(
             steps=tuple(state["steps"]),
             answered=state["answer"] is not None,

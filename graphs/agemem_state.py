@@ -85,10 +85,22 @@ class Shown(Record):
     memories: tuple[MemoryRef, ...]
 
 
+class Dialogue(TypedDict):
+    """Messages that are nobody's business outside: LangGraph streams those that stand in a channel by themselves."""
+
+    messages: list[AnyMessage]
+
+
+class Reply(TypedDict):
+    """A reply of the model, likewise: it may be in tags. What is public of it goes to `messages`."""
+
+    message: AIMessage
+
+
 class StepState(TypedDict, total=False):
     """What both machines carry from step to step."""
 
-    context: list[AnyMessage]
+    context: Dialogue
     """What the model sees; tools rewrite it."""
     numbers: Numbers
     shown: list[Shown]
@@ -97,7 +109,7 @@ class StepState(TypedDict, total=False):
     budget: Budget
     stage: int
     round: int
-    reply: AIMessage
+    reply: Reply
     turn: AgentTurn
     steps: Annotated[list[StepLog], operator.add]
     operations: Annotated[list[MemoryOp], operator.add]

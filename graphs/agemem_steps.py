@@ -64,6 +64,7 @@ from memweave.graphs.agemem_state import (
     Acted,
     Budget,
     CallLog,
+    Dialogue,
     Protocol,
     Shown,
     StepLog,
@@ -198,8 +199,8 @@ class AgentSteps:
 
     def begin(self, state: StepState) -> Acted:
         """Return where the calls of the present turn start from."""
-        reply = self.kept_reply(state["reply"])
-        return Acted([*state["context"], reply], state.get("numbers") or Numbers())
+        reply = self.kept_reply(state["reply"]["message"])
+        return Acted([*state["context"]["messages"], reply], state.get("numbers") or Numbers())
 
     def prepared(self, call: ToolCall, turn: AgentTurn) -> Call | BaseTool | Outcome:
         """Return what a call is of: a memory tool, one of the user's, or nothing that there is."""
@@ -243,16 +244,16 @@ class AgentSteps:
         config: RunnableConfig,
     ) -> Acted:
         """Run the calls of the present turn: the user's tools, then the memory's, each on what the one before left."""
-        acted, turn = self.begin(state), state["turn"]
+        acted, turn, reply = self.begin(state), state["turn"], state["reply"]["message"]
         results: list[tuple[str, str, bool]] = []
-        kept = {*keep, str(state["reply"].id)}
+        kept = {*keep, str(reply.id)}
         # The user's tools first: one may interrupt the run to ask somebody, and what comes before that happens again afterwards.
         found = [(call, self.prepared(call, turn)) for call in turn.calls]
         ready = [(call, own_tool(each, call, config) if isinstance(each, BaseTool) else each) for call, each in found]
         for call, each in ready:
             here = self.workplace(store, scope, acted, kept, run_id)
             results.append(_take(acted, call, run(each, here, config)))
-        self._finish(acted, turn, state["reply"], results)
+        self._finish(acted, turn, reply, results)
         report(acted.ops, "agent", ROLE)
         return acted
 
@@ -266,9 +267,9 @@ class AgentSteps:
         config: RunnableConfig,
     ) -> Acted:
         """Run the calls of the present turn, as `carry_out` does."""
-        acted, turn = self.begin(state), state["turn"]
+        acted, turn, reply = self.begin(state), state["turn"], state["reply"]["message"]
         results: list[tuple[str, str, bool]] = []
-        kept = {*keep, str(state["reply"].id)}
+        kept = {*keep, str(reply.id)}
         found = [(call, self.prepared(call, turn)) for call in turn.calls]
         ready = [
             (call, await aown_tool(each, call, config) if isinstance(each, BaseTool) else each) for call, each in found
@@ -276,7 +277,7 @@ class AgentSteps:
         for call, each in ready:
             here = self.workplace(store, scope, acted, kept, run_id)
             results.append(_take(acted, call, await arun(each, here, config)))
-        self._finish(acted, turn, state["reply"], results)
+        self._finish(acted, turn, reply, results)
         await areport(acted.ops, "agent", ROLE)
         return acted
 
@@ -327,9 +328,14 @@ def shown_in(message: BaseMessage, memories: Sequence[Memory]) -> Shown:
     return Shown(message_id=str(message.id), memories=tuple(MemoryRef(id=m.id, version=m.version) for m in memories))
 
 
-def as_context(messages: Sequence[BaseMessage]) -> list[AnyMessage]:
+def as_messages(messages: Sequence[BaseMessage]) -> list[AnyMessage]:
     """Return messages as a channel of a graph holds them."""
     return cast("list[AnyMessage]", list(messages))  # every message that LangChain has is one of these
+
+
+def as_dialogue(messages: Sequence[BaseMessage]) -> Dialogue:
+    """Return messages that are not to be streamed as a channel of a graph holds them."""
+    return Dialogue(messages=as_messages(messages))
 
 
 def protocol_for(model: BaseChatModel) -> Protocol:

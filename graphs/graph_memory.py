@@ -32,7 +32,7 @@ from memweave.agents.path_mapper import MapperLike, as_mapper
 from memweave.agents.strategist import RULE_MATCH, StrategistLike, as_strategist
 from memweave.agents.tools.calculator import calculator
 from memweave.errors import InputError, SettingsError
-from memweave.graphs.agemem_steps import as_context
+from memweave.graphs.agemem_steps import as_messages
 from memweave.graphs.graph_memory_context import GraphMemoryContext
 from memweave.graphs.graph_memory_feedback import Learned, Learning, lesson_of
 from memweave.graphs.graph_memory_guidance import Advisor, Strategies, StrategySource
@@ -120,7 +120,7 @@ class Advising:
             "query_id": state.get("query_id"),
             "ground_truth": state.get("ground_truth"),
             "family": state.get("family"),
-            "history": as_context(_earlier(messages[: len(messages) - len(new)], self.window)),
+            "history": as_messages(_earlier(messages[: len(messages) - len(new)], self.window)),
             "guidance": None,
             "strategies": [],
             "left_out": [],

@@ -34,13 +34,11 @@ from memweave.agents.roles import JudgeRequest
 from memweave.agents.tool_protocol import AgentTurn, tools_block
 from memweave.errors import InputError, ModelReplyError, SettingsError
 from memweave.graphs.agemem_fitting import fitted, least
-from memweave.graphs.agemem_state import TOOLS, Protocol, Shown
-from memweave.graphs.agemem_steps import AgentSteps, as_context, check_limit, protocol_for
+from memweave.graphs.agemem_state import TOOLS, Dialogue, Protocol, Reply, Shown
+from memweave.graphs.agemem_steps import AgentSteps, as_dialogue, check_limit, protocol_for
 from memweave.graphs.graph_memory_context import GraphMemoryContext, agent_prompt
 from memweave.graphs.graph_memory_state import (
     CallRow,
-    Dialogue,
-    Reply,
     RolloutInput,
     RolloutOutput,
     RolloutRecord,
@@ -149,7 +147,7 @@ class Rolling:
             "arm": state.get("arm") or "app",
             "about": _about(state),
             "run_id": current_run_id(config),
-            "context": _dialogue([*(state.get("history") or []), *advice, asked]),
+            "context": as_dialogue([*(state.get("history") or []), *advice, asked]),
             "pending": [],
             "calls": [],
             "retries": 0,
@@ -388,12 +386,8 @@ def _refused_by_model(error: ModelReplyError) -> RolloutState:
     return {"status": "model_error", "pending": []}
 
 
-def _dialogue(messages: Sequence[BaseMessage]) -> Dialogue:
-    return Dialogue(messages=as_context(messages))
-
-
 def _more(state: RolloutState, said: Sequence[BaseMessage]) -> Dialogue:
-    return _dialogue([*state["context"]["messages"], *said])
+    return as_dialogue([*state["context"]["messages"], *said])
 
 
 def _says_something(reply: AIMessage) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Final, Literal
 from uuid import UUID
 
-from langchain_core.messages import AIMessage, AnyMessage, ToolCall
+from langchain_core.messages import AnyMessage, ToolCall
 from langgraph.channels import EphemeralValue
 from pydantic import Field, JsonValue
 from typing_extensions import TypedDict
 
 from memweave.agents.tool_protocol import AgentTurn, ProblemKind
+from memweave.graphs.agemem_state import Dialogue, Reply
 from memweave.graphs.memento_state import About, Verdict
 from memweave.records import Name, Record, Text
 from memweave.tracing.records import ChatMessage
@@ -123,18 +124,6 @@ class RolloutOutput(TypedDict, total=False):
     status: Status | None
     reward: float | None
     record: RolloutRecord | None
-
-
-class Dialogue(TypedDict):
-    """Messages that are nobody's business outside: LangGraph streams those that stand in a channel by themselves."""
-
-    messages: list[AnyMessage]
-
-
-class Reply(TypedDict):
-    """A reply of the policy, likewise."""
-
-    message: AIMessage
 
 
 class RolloutState(RolloutInput, RolloutOutput, total=False):

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from memweave.agents.planner import Plan, Said, ShownCase, Subtask
 from memweave.agents.roles import Attempt
+from memweave.graphs.agemem_state import Dialogue
 from memweave.records import Name, Record
 from memweave.tracing.records import ChatMessage
 
@@ -211,7 +212,7 @@ class SubtaskInput(TypedDict, total=False):
 class SubtaskState(SubtaskInput, total=False):
     """A subtask under way; all of it is forgotten when it ends, but for its row."""
 
-    dialogue: list[AnyMessage]
+    dialogue: Dialogue
     """The executor's replies and the results of its calls."""
     pending: list[ToolCall]
     """Calls of the last reply that have not been carried out."""

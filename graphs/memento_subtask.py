@@ -25,7 +25,7 @@ from memweave.agents.tool_protocol import AgentTurn
 from memweave.errors import ModelReplyError
 from memweave.graphs.agemem_fitting import fitted, least
 from memweave.graphs.agemem_state import TOOLS, Shown
-from memweave.graphs.agemem_steps import AgentSteps, as_context
+from memweave.graphs.agemem_steps import AgentSteps, as_dialogue
 from memweave.graphs.memento_context import MementoContext, prompt_of
 from memweave.graphs.memento_state import (
     Approval,
@@ -104,7 +104,7 @@ class Executing:
     def _shown(self, state: SubtaskState, prompt: str) -> list[BaseMessage]:
         """Return what the executor sees, within its budget: the task never goes. Raises `ModelReplyError` when that alone is too much."""
         asked = render_subtask(state["history"], state["subtask"])
-        messages = [SystemMessage(prompt, id="system"), *asked, *(state.get("dialogue") or [])]
+        messages = [SystemMessage(prompt, id="system"), *asked, *_said(state)]
         if state.get("rounds", 0) == self.max_rounds:
             messages.append(HumanMessage(NO_MORE_ROUNDS.format(rounds=self.max_rounds), name=TOOLS, id="last"))
         kept = {QUERY, TASK}
@@ -124,7 +124,7 @@ class Executing:
         update: SubtaskState = {"rounds": rounds, "pending": list(turn.calls[:MOST_CALLS]), "report": answer or None}
         if turn.calls:
             refused = [*self._refused(reply, turn), *(_too_many(call) for call in turn.calls[MOST_CALLS:])]
-            return {**update, "dialogue": as_context([*(state.get("dialogue") or []), *said, *refused])}
+            return {**update, "dialogue": as_dialogue([*_said(state), *said, *refused])}
         if answer:
             return {**update, "status": "done"}
         return {**update, **self._nudged(state, said, reply, turn)}
@@ -137,7 +137,7 @@ class Executing:
         told = self._refused(reply, turn) or [_note("Error: the result is empty. Call a tool, or give the result.")]
         if not reply.invalid_tool_calls and not reply.text:
             said = []  # endpoints refuse an empty reply in a conversation
-        return {"nudges": nudges, "dialogue": as_context([*(state.get("dialogue") or []), *said, *told])}
+        return {"nudges": nudges, "dialogue": as_dialogue([*_said(state), *said, *told])}
 
     def _refused(self, reply: AIMessage, turn: AgentTurn) -> list[BaseMessage]:
         """Return what was wrong with a reply; endpoints want one message for every call, also those that could not be read."""
@@ -199,7 +199,7 @@ class Executing:
         message = ToolMessage(text, tool_call_id=call["id"] or "", id=str(new_id()), status=status)
         pending = state["pending"][1:]
         update: SubtaskState = {
-            "dialogue": as_context([*state["dialogue"], message]),
+            "dialogue": as_dialogue([*_said(state), message]),
             "pending": pending,
             "decision": None,
             "tool_memory": [*(state.get("tool_memory") or []), row],
@@ -245,6 +245,11 @@ class Executing:
 
 def _ended(status: SubtaskStatus, why: str) -> SubtaskState:
     return {"status": status, "report": why, "pending": []}
+
+
+def _said(state: SubtaskState) -> Sequence[BaseMessage]:
+    dialogue = state.get("dialogue")
+    return dialogue["messages"] if dialogue else ()
 
 
 def _note(text: str) -> HumanMessage:

@@ -93,5 +93,16 @@ def steps(graph: Graph, config: RunnableConfig) -> list[StepLog]:
 
 def context(graph: Graph, config: RunnableConfig) -> list[BaseMessage]:
     """Return what the model would see of a thread."""
-    found: list[BaseMessage] = graph.get_state(config).values["context"]
+    found: list[BaseMessage] = graph.get_state(config).values["context"]["messages"]
     return found
+
+
+def streamed(parts: Sequence[Any]) -> list[BaseMessage]:
+    """Return the messages of a stream of `messages` and `updates`."""
+    return [part[0] for mode, part in parts if mode == "messages"]
+
+
+def arrived(parts: Sequence[Any]) -> list[BaseMessage]:
+    """Return what came into the public channel meanwhile."""
+    updates = [update for mode, part in parts if mode == "updates" for update in part.values() if update]
+    return [message for update in updates for message in update.get("messages", [])]

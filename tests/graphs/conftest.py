@@ -100,6 +100,19 @@ def run(request: pytest.FixtureRequest) -> Callable[..., Any]:
     return invoke
 
 
+@pytest.fixture(params=["sync", "async"])
+def stream(request: pytest.FixtureRequest) -> Callable[..., list[Any]]:
+    """Run a graph to its end, by `stream` and by `astream`, and return the parts."""
+
+    def collect(graph: Pregel[Any, Any, Any, Any], *args: Any, **kwargs: Any) -> list[Any]:
+        async def acollect() -> list[Any]:
+            return [part async for part in graph.astream(*args, **kwargs)]
+
+        return list(graph.stream(*args, **kwargs)) if request.param == "sync" else asyncio.run(acollect())
+
+    return collect
+
+
 @pytest.fixture
 def strategies(shared_bank: MemoryBank) -> StrategyGraph:
     """Return a graph of strategies, for those that rules make; every test has a tenant of its own in it."""

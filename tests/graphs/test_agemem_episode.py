@@ -20,7 +20,7 @@ from memweave.memory_stores import MemoryBank, use_bank
 from memweave.records import OpKind, Scope
 from memweave.testing.models import ScriptedChatModel
 from memweave.tracing import MemoryRef, Score, Tracer
-from tests.graphs.agemem_play import Bound, Ours, Speaker, remember, said, stored
+from tests.graphs.agemem_play import Bound, Ours, Speaker, arrived, remember, said, stored, streamed
 
 Run = Callable[..., Any]
 TEXT = Speaker("text")
@@ -365,6 +365,21 @@ def test_a_hosted_model_plays_with_the_full_prompt(bank: MemoryBank, scope: Scop
         assert model.calls[0][0].text.endswith("</tools>")
         assert {m.type for call in model.calls for m in call} == {"system", "human", "ai"}
     assert tools_block(()) not in model.calls[0][0].text
+
+
+@pytest.mark.parametrize("variant", ["full", "rag"])
+@pytest.mark.parametrize("protocol", ["native", "text"])
+def test_what_is_streamed_as_messages_is_what_was_said(
+    bank: MemoryBank, scope: Scope, stream: Callable[..., list[Any]], protocol: Any, variant: Variant
+) -> None:
+    speaker = Speaker(protocol)
+    ok = speaker.answer("ok")
+    short = [speaker.calls((SUMMARY, {"span": "all"})), ok] if variant == "full" else [ok]
+    model = ScriptedChatModel([speaker.calls((ADD, {"content": "Boris is the boss."})), ok, ok, *short, ok, ok])
+    graph = create_agemem_episode_graph(model, bank, scope=scope, protocol=protocol, variant=variant)
+    parts = stream(graph, {"task": TASK}, stream_mode=["messages", "updates"])
+    assert [message.id for message in streamed(parts)] == [message.id for message in arrived(parts)]
+    assert not any(message.type == "system" or message.name == "summary" for message in streamed(parts))
 
 
 def test_a_prompt_of_the_run_replaces_the_shipped_one(bank: MemoryBank, scope: Scope) -> None:

@@ -9,6 +9,7 @@ import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool, tool
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.constants import TAG_NOSTREAM
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.types import Command, interrupt
 
@@ -20,9 +21,22 @@ from memweave.memory_stores import MemoryBank
 from memweave.records import Scope
 from memweave.testing.models import ScriptedChatModel
 from memweave.tracing import MemoryRef, Tracer
-from tests.graphs.agemem_play import Ours, Speaker, remember, said, saying, steps, stored, thread
+from tests.graphs.agemem_play import (
+    Ours,
+    Speaker,
+    arrived,
+    remember,
+    said,
+    saying,
+    steps,
+    stored,
+    streamed,
+    thread,
+)
 
 Run = Callable[..., Any]
+Stream = Callable[..., list[Any]]
+HEARD: Any = {"stream_mode": ["messages", "updates"]}
 
 
 @pytest.fixture(params=["native", "text"])
@@ -270,6 +284,62 @@ def test_a_summary_is_not_streamed_as_if_it_were_said_to_the_user(bank: MemoryBa
     texts = [chunk.text for chunk in streamed if isinstance(chunk, AIMessage | AIMessageChunk)]
     assert "Done." in texts
     assert "SECRET SUMMARY" not in "".join(texts)
+
+
+@pytest.mark.parametrize("variant", ["full", "rag"])
+def test_what_is_streamed_as_messages_is_what_is_added_to_the_chat(
+    bank: MemoryBank, scope: Scope, stream: Stream, speaker: Speaker, variant: Variant
+) -> None:
+    remember(bank, scope, "Anna drinks mint tea.")
+    shortened = [speaker.calls((SUMMARY, {"span": "all"})), AIMessage("SECRET SUMMARY")] if variant == "full" else []
+    script = [
+        speaker.calls((ADD, {"content": "rye"}), ("weather", {"city": "Ghent"})),
+        speaker.calls(("x", {})),
+        speaker.answer("It rains."),
+        *shortened,
+        speaker.answer("Mint tea."),
+    ]
+    model = ScriptedChatModel(script)
+    agent = create_agemem_agent(
+        model,
+        bank,
+        scope=scope,
+        protocol=speaker.protocol,
+        variant=variant,
+        tools=[weather],
+        checkpointer=InMemorySaver(),
+    )
+    heard: list[Any] = []
+    for asked in ("How is the weather?", "What tea do I drink?"):
+        parts = stream(agent, saying(asked), thread(), **HEARD)
+        assert [message.id for message in streamed(parts)] == [message.id for message in arrived(parts)]
+        heard += streamed(parts)
+    assert {type(message) for message in heard} == {AIMessage, ToolMessage}
+    hidden = "SECRET SUMMARY" if variant == "full" else "Anna drinks mint tea."
+    assert hidden in model.prompts[-1]
+    assert hidden not in "\n".join(said(heard))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"max_rounds": 1}, "I stopped after 1 turns"), ({"context_tokens": 1}, "What I was asked does not fit")],
+)
+def test_what_the_agent_says_on_its_own_is_streamed_as_the_user_gets_it(
+    bank: MemoryBank, scope: Scope, stream: Stream, speaker: Speaker, options: dict[str, Any], told: str
+) -> None:
+    model = ScriptedChatModel([speaker.calls((ADD, {"content": "tea"}))])
+    agent = create_agemem_agent(model, bank, scope=scope, protocol=speaker.protocol, **options)
+    parts = stream(agent, saying("I drink tea."), **HEARD)
+    assert said(streamed(parts)) == said(arrived(parts))
+    assert streamed(parts)[-1].text.startswith(told)
+
+
+def test_of_a_model_that_is_not_to_be_streamed_the_answer_is_heard_without_tags(
+    bank: MemoryBank, scope: Scope, stream: Stream, speaker: Speaker
+) -> None:
+    model = ScriptedChatModel([speaker.answer("Noted.")], tags=[TAG_NOSTREAM])
+    agent = create_agemem_agent(model, bank, scope=scope, protocol=speaker.protocol)
+    assert said(streamed(stream(agent, saying("I drink tea."), **HEARD))) == ["Noted."]
 
 
 # traces

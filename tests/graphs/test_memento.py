@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -291,6 +292,12 @@ def test_a_small_policy_may_plan_without_instructions(run: Run) -> None:
 def test_only_the_answer_is_streamed_as_a_message() -> None:
     chunks = list(agent([plan("a"), final("b")]).stream(asking(), stream_mode="messages"))
     assert "".join(chunk.text for chunk, _ in chunks if chunk.type != "human") == "b"  # type: ignore[union-attr]
+
+
+def test_what_executor_and_tools_say_is_streamed_of_no_subtask_either(stream: Callable[..., list[Any]]) -> None:
+    graph = agent([plan("a"), final("b")], [calling(("look", {"x": "a"}), ("x", {})), "A"], [Counted().tool("look")])
+    parts = stream(graph, asking(), stream_mode="messages", subgraphs=True)
+    assert [message.text for _, (message, _) in parts if message.type != "human"] == ["b"]
 
 
 def test_progress_is_streamed() -> None:
