@@ -24,6 +24,7 @@ from langchain_core.messages import (
 )
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
+from langgraph.constants import TAG_NOSTREAM
 from pydantic import JsonValue
 
 from memweave.agents.context import (
@@ -113,12 +114,14 @@ class AgentSteps:
     def asked(
         self, context: Sequence[BaseMessage], shown: Sequence[Shown], prompt: str | None, config: RunnableConfig
     ) -> tuple[list[BaseMessage], RunnableConfig]:
-        """Return the messages of the next call, and the configuration that describes it to a tracer."""
+        """Return the messages of the next call, and its configuration, which keeps tags of the text protocol out of a chat."""
         there = {message.id for message in context}
         memories = {m.id: m.version for each in shown if each.message_id in there for m in each.memories}
         own = described(config, ROLE, (), prompt)
         read = {"memweave_memories": [[str(each), version] for each, version in memories.items()]} if memories else {}
-        return self.seen(context), {**own, "metadata": {**own["metadata"], **read}}
+        unseen = [TAG_NOSTREAM] if self.protocol == "text" else []
+        tags = [*(own.get("tags") or []), *unseen]
+        return self.seen(context), {**own, "tags": tags, "metadata": {**own["metadata"], **read}}
 
     def seen(self, context: Sequence[BaseMessage]) -> list[BaseMessage]:
         """Return the context as the model gets it."""

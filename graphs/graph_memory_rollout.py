@@ -19,7 +19,6 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolCall, ToolMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool
-from langgraph.constants import TAG_NOSTREAM
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import get_runtime
@@ -104,14 +103,6 @@ class PolicySteps(AgentSteps):
         if self.protocol == "native":
             return list(context)
         return [_response(message, self.own()) for message in context]
-
-    def asked(
-        self, context: Sequence[BaseMessage], shown: Sequence[Shown], prompt: str | None, config: RunnableConfig
-    ) -> tuple[list[BaseMessage], RunnableConfig]:
-        """Return the messages of the next call, and its configuration; tags of the text protocol are not streamed."""
-        messages, own = super().asked(context, shown, prompt, config)
-        tags = [TAG_NOSTREAM] if self.protocol == "text" else []
-        return messages, {**own, "tags": [*(own.get("tags") or []), *tags]}
 
     def kept_reply(self, reply: AIMessage) -> AIMessage:
         """Return the reply as it stands in the context; one of ours with the tokens that were sampled."""
