@@ -20,7 +20,7 @@ Tree = list[list[list[float]]]
 """Seed -> question -> time."""
 RESAMPLES: Final = 4_000
 SEEDS: Final = (1, 2, 3, 4, 5)
-SHOWN: Final = 3
+SHOWN: Final = 1
 NAMED: Final = {
     "none": "nothing",
     "random": "random strategies",
@@ -38,6 +38,7 @@ ESTIMATORS: Final = {
     "with-only": "with only, no baseline",
     "faithful": "temperature 1, learning rate 0.05, one epoch",
     "gentle": "temperature 1, learning rate 0.003, one epoch",
+    "spread": "temperature 5, learning rate 0.02, three epochs",
 }
 GUIDED: Final = ("plain", "uniform", "trained", "random", "raw-trajectories")
 

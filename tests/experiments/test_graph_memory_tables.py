@@ -39,7 +39,7 @@ def evaluated(
     seed: int,
     right: Mapping[str, str],
     splits: tuple[str, ...] = ("test",),
-    ks: tuple[int, ...] = (3,),
+    ks: tuple[int, ...] = (1,),
     ranks: tuple[list[float], list[float]] | None = None,
 ) -> None:
     folder = results / "fsmqa"

@@ -47,7 +47,7 @@ def fsmqa(
     ] = None,
     k: Annotated[
         list[int] | None,
-        typer.Option("--k", min=0, metavar="K", help="Strategies in a prompt (may be repeated).  [default: 3]"),
+        typer.Option("--k", min=0, metavar="K", help="Strategies in a prompt (may be repeated).  [default: 1]"),
     ] = None,
     temperature: Annotated[
         list[float] | None,

@@ -34,6 +34,8 @@ ARMS: Final = (NONE, "uniform", "trained", "random", "similarity", "confidence",
 """none: no advice.  trained, uniform: the top-k strategies by rho, weights as they are or all 1.  random: any strategies of the graph.
 similarity: by cosine of question and summary, no graph.  confidence: activated ones by their score.  raw: right runs of the most similar
 questions instead of strategies."""
+SHOWN: Final = 1
+"""Strategies in a prompt: training draws one, so that one is what weights learn to find (docs/log.md). The paper shows 3."""
 AT_ONCE: Final = 32
 """Rollouts at the same time."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from memweave.errors import InputError, SettingsError
 from memweave.metrics import hierarchical_bootstrap
-from memweave.recipes.graph_memory.arms import ARMS, NONE, Measured, advise, measured
+from memweave.recipes.graph_memory.arms import ARMS, NONE, SHOWN, Measured, advise, measured
 from memweave.recipes.graph_memory.building import BuildSettings, build
 from memweave.recipes.graph_memory.keeping import HOME, Kept
 from memweave.recipes.graph_memory.players import player
@@ -46,7 +46,7 @@ class FSMQAEvalSettings:
 
     arms: tuple[str, ...] = DEFAULT_ARMS
     splits: tuple[Split, ...] = ("test",)
-    ks: tuple[int, ...] = (3,)
+    ks: tuple[int, ...] = (SHOWN,)
     """Strategies in a prompt."""
     temperatures: tuple[float, ...] = (0.0,)
     episodes: int | None = None

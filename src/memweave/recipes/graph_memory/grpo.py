@@ -15,7 +15,7 @@ from pydantic import JsonValue
 from memweave.errors import SettingsError
 from memweave.graphs.graph_memory_state import Guidance
 from memweave.memory_stores.strategy_graph import StrategyGraph
-from memweave.recipes.graph_memory.arms import NONE, RAW, advise, measured
+from memweave.recipes.graph_memory.arms import NONE, RAW, SHOWN, advise, measured
 from memweave.recipes.graph_memory.building import BuildSettings, build
 from memweave.recipes.graph_memory.keeping import GRAPH, HOME, MADE, TRAJECTORIES, Kept
 from memweave.recipes.graph_memory.players import MAX_TOKENS
@@ -28,8 +28,6 @@ from memweave.trainers.rollouts import Task
 from memweave.worlds.fsmqa import FSMQATask, Split
 
 TRAIN_TASKS: Final = 1_000
-SHOWN: Final = 3
-"""Strategies, or trajectories, in a prompt."""
 OWN: Final = "graph"
 """Folder of the graph within that of the run."""
 ADVISED: Final[Mapping[str, str]] = {

@@ -24,7 +24,7 @@ from memweave.graphs.graph_memory_pairing import Learner, paired_rollouts
 from memweave.graphs.graph_memory_weights import create_weights_graph
 from memweave.memory_stores.strategy_activation import Activation
 from memweave.memory_stores.strategy_graph import StrategyGraph
-from memweave.recipes.graph_memory.arms import Measured, advise, measured
+from memweave.recipes.graph_memory.arms import SHOWN, Measured, advise, measured
 from memweave.recipes.graph_memory.keeping import HOME, SCOPE, Kept, Reading, keep, open_graph
 from memweave.recipes.graph_memory.rollouts import Episodes, query_task, questions
 from memweave.trainers.edge_weights import Reinforce
@@ -34,8 +34,6 @@ Say = Callable[[str], object]
 CHUNK: Final = 50
 """Questions between two lines of progress."""
 LOG: Final = "log.jsonl"
-SHOWN: Final = 3
-"""Strategies in a prompt of the validation."""
 Estimator = Literal["gap", "with-only"]
 """gap: with minus without.  with-only: what the rollout with the strategy was worth, without a baseline (D6)."""
 
@@ -54,19 +52,20 @@ class WeightsArm:
     epochs: int = 1
 
 
-CHOSEN: Final = WeightsArm(learning_rate=0.02, reading=Reading(temperature=5.0), epochs=3)
+CHOSEN: Final = WeightsArm(learning_rate=0.01)
 WEIGHTS_ARMS: Final[dict[str, WeightsArm]] = {
     "chosen": CHOSEN,
     "faithful": WeightsArm(learning_rate=0.05),
     "gentle": WeightsArm(learning_rate=0.003),
+    "spread": WeightsArm(learning_rate=0.02, reading=Reading(temperature=5.0), epochs=3),
     "with-only": replace(CHOSEN, estimator="with-only"),
     "n4": replace(CHOSEN, samples=4),
     "probe": replace(CHOSEN, build="probe"),
     "coarse": replace(CHOSEN, build="coarse", reading=replace(CHOSEN.reading, machine="coarse")),
     "normalised": replace(CHOSEN, reading=Reading(degree_normalised=True)),
 }
-"""chosen: what was chosen on `val` (docs/log.md): other strategies are tried more often, for longer.  faithful: section 2.5 as it stands.
-gentle: the same with a smaller learning rate.  with-only, n4: other estimators of the gap (D6).  probe: on a graph with random
+"""chosen: what was chosen on `val` (docs/log.md).  faithful: section 2.5 as it stands.  gentle: the same with a smaller learning rate.
+spread: other strategies are tried more often.  with-only, n4: other estimators of the gap (D6).  probe: on a graph with random
 strategies among the others.  coarse: the smaller machine (B1).  normalised: rho divided by degrees."""
 
 
