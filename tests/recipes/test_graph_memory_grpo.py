@@ -15,7 +15,7 @@ pytest.importorskip("trl")
 from memweave.errors import SettingsError  # noqa: E402 - after importorskip
 from memweave.recipes import Place, RecipeResult, TrainSettings, find_recipe  # noqa: E402
 from memweave.recipes.graph_memory import grpo  # noqa: E402
-from memweave.recipes.graph_memory.arms import SHOWN
+from memweave.recipes.graph_memory.arms import SHOWN  # noqa: E402
 from memweave.recipes.graph_memory.building import BuildSettings, build  # noqa: E402
 from memweave.recipes.graph_memory.keeping import Kept  # noqa: E402
 from memweave.recipes.graph_memory.lessons import texts  # noqa: E402
