@@ -7,6 +7,7 @@ where it was. `table` rewrites the tables between the markers in docs/results.md
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -25,7 +26,7 @@ import typer
 from plan import EVALUATIONS, PLAN, POLICY, PRETRAININGS, Evaluation, Pretraining, Run
 
 from memweave.recipes import find_recipe
-from memweave.recipes.graph_memory.keeping import GRAPH, MADE, TRAJECTORIES
+from memweave.recipes.graph_memory.keeping import GRAPH, MADE, PACKED, TRAJECTORIES
 from memweave.recipes.recipe import RUN_FILE, Recipe
 
 HERE = Path(__file__).parent
@@ -175,11 +176,19 @@ def do(run: Run, url: str | None = None) -> None:
     if run.arm in KEPT_ARMS and run.server == "local" and run.recipe in KEPT_RECIPES:
         kept = [folder / "policy" / name for name in ("adapter_config.json", "adapter_model.safetensors")]
     if run.recipe == KEPT_GRAPHS:
-        kept = [folder / name for name in (GRAPH, TRAJECTORIES, MADE)]
+        kept = [folder / name for name in (TRAJECTORIES, MADE)]
     for each in kept:
         (POLICIES / run.name).mkdir(parents=True, exist_ok=True)
         shutil.copy(each, POLICIES / run.name / each.name)
+    if run.recipe == KEPT_GRAPHS:
+        pack(folder / GRAPH, POLICIES / run.name / PACKED)
     shutil.rmtree(folder)
+
+
+def pack(file: Path, packed: Path) -> None:
+    """Write a file compressed, the same bytes every time."""
+    with packed.open("wb") as out, gzip.GzipFile("", "wb", mtime=0, fileobj=out) as zipped:
+        zipped.write(file.read_bytes())
 
 
 def keep(file: Path, command: list[str], places: dict[str, str], accepted: Sequence[int] = (0,)) -> None:

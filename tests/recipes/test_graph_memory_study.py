@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import shutil
@@ -140,6 +141,15 @@ def test_the_coarse_machine_makes_a_graph_of_its_own(tmp_path: Path, built: Buil
 
 
 # what is kept
+
+
+def test_a_graph_is_read_packed_too(built: Built, tmp_path: Path) -> None:
+    shutil.copytree(built.kept.folder, tmp_path / "copy", ignore=shutil.ignore_patterns("memory"))
+    plain = tmp_path / "copy" / "graph.jsonl"
+    with gzip.open(tmp_path / "copy" / "graph.jsonl.gz", "wb") as out:
+        out.write(plain.read_bytes())
+    plain.unlink()
+    assert weights(Kept.find(tmp_path / "copy")) == weights(built.kept)
 
 
 def test_a_folder_without_a_graph_and_a_broken_one_are_named(built: Built, tmp_path: Path) -> None:

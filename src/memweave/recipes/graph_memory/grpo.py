@@ -17,7 +17,7 @@ from memweave.graphs.graph_memory_state import Guidance
 from memweave.memory_stores.strategy_graph import StrategyGraph
 from memweave.recipes.graph_memory.arms import NONE, RAW, SHOWN, advise, measured
 from memweave.recipes.graph_memory.building import BuildSettings, build
-from memweave.recipes.graph_memory.keeping import GRAPH, HOME, MADE, TRAJECTORIES, Kept
+from memweave.recipes.graph_memory.keeping import GRAPH, HOME, MADE, PACKED, TRAJECTORIES, Kept
 from memweave.recipes.graph_memory.players import MAX_TOKENS
 from memweave.recipes.graph_memory.rollouts import Playing, questions, rollout_graph
 from memweave.recipes.graph_memory.weighing import WeightsSettings, train
@@ -111,8 +111,9 @@ def memory(given: Staging) -> Kept:
         if (folder / MADE).exists() and Kept.find(folder).made != source.made:
             raise SettingsError(f"{place.out} was begun with another graph than {place.data}. Start a new run")
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (GRAPH, TRAJECTORIES, MADE):
-            shutil.copy(source.folder / name, folder / name)
+        for name in (GRAPH, PACKED, TRAJECTORIES, MADE):
+            if (source.folder / name).exists():
+                shutil.copy(source.folder / name, folder / name)
         source = Kept.find(folder)
         if given.arm == "trained" and source.made.weights_arm is None:
             raise SettingsError(f"the weights of {place.data} are not trained: memweave train graph-memory-weights")

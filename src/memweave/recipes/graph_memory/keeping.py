@@ -1,6 +1,6 @@
 """What a run of graph memory leaves, and others take up: the graph, the trajectories that it was built from, and how both were made.
 
-FOLDER/graph.jsonl            `StrategyGraph.export`
+FOLDER/graph.jsonl            `StrategyGraph.export`; read as graph.jsonl.gz too
 FOLDER/trajectories.jsonl     one right run of each question that had one, as text
 FOLDER/graph.json             `Made`
 FOLDER/memory/                the data folder that it was made in: `memweave strategies list --home FOLDER/memory --user fsmqa`
@@ -8,9 +8,10 @@ FOLDER/memory/                the data folder that it was made in: `memweave str
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -24,6 +25,7 @@ from memweave.memory_stores.strategy_graph import StrategyGraph, StrategySetting
 from memweave.records import Scope
 
 GRAPH: Final = "graph.jsonl"
+PACKED: Final = "graph.jsonl.gz"
 MADE: Final = "graph.json"
 TRAJECTORIES: Final = "trajectories.jsonl"
 HOME: Final = "memory"
@@ -86,7 +88,7 @@ class Kept:
     def find(cls, place: Path) -> Kept:
         """Return the graph in a folder, or that a file of a folder belongs to. Raises `InputError`, `FormatError`."""
         folder = place if place.is_dir() else place.parent
-        if not (folder / MADE).is_file() or not (folder / GRAPH).is_file():
+        if not (folder / MADE).is_file() or not any((folder / name).is_file() for name in (GRAPH, PACKED)):
             raise InputError(
                 f"{place} holds no graph of FSM-QA. Make one: memweave train graph-memory-weights --out FOLDER"
             )
@@ -96,9 +98,16 @@ class Kept:
     def opened(self) -> Iterator[StrategyGraph]:
         """Open a copy of the graph, which is gone afterwards."""
         with TemporaryDirectory(prefix="memweave-fsmqa-") as home, open_graph(Path(home), self.made.reading) as graph:
-            with (self.folder / GRAPH).open() as lines:
+            with self.lines() as lines:
                 graph.import_(lines, scope=SCOPE)
             yield graph
+
+    @contextmanager
+    def lines(self) -> Iterator[Iterable[str]]:
+        """Open the file of the graph."""
+        plain = self.folder / GRAPH
+        with plain.open() if plain.exists() else gzip.open(self.folder / PACKED, "rt") as lines:
+            yield lines
 
     def trajectories(self) -> dict[str, str]:
         """Return the right runs that were kept, by the id of their question."""

@@ -165,7 +165,7 @@ def train(
     made = replace(start.made, reading=replace(arm.reading, machine=start.made.reading.machine))
     with open_graph(folder / HOME, made.reading) as graph:
         if not graph.queries(scope=SCOPE):
-            with (start.folder / "graph.jsonl").open() as lines:
+            with start.lines() as lines:
                 graph.import_(lines, scope=SCOPE)
         val = _Validation(folder / "val.jsonl", graph, checked, model, settings.seed)
         val.measure(0)
