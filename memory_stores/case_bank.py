@@ -49,6 +49,8 @@ class CaseSettings(Record):
 
     verified_only: bool = True
     """Refuse a case whose answer nobody verified."""
+    positive_only: bool = False
+    """Refuse a case that was not solved (reward below 1): failures that look like a task crowd out what worked (docs/planworld.md)."""
     dedup_threshold: float | None = None
     """Refuse a case when one with the same plan and reward is there already and the cosine of their tasks is at least this (A13)."""
     max_cases: int | None = None
@@ -112,6 +114,8 @@ class CaseBank(Closing):
     def _refusal(self, case: NewCase, scope: Scope) -> str | None:
         if case.reward is None and self.settings.verified_only:
             return "nobody verified its answer"
+        if self.settings.positive_only and not case.positive:
+            return f"only solved tasks are kept, and its reward is {case.reward}"
         if self.settings.dedup_threshold is None:
             return None
         near = self._memories.nearest(self._vector(case.task), scope=scope, limit=8)

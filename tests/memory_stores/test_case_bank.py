@@ -67,6 +67,16 @@ def test_what_nobody_verified_is_refused_and_the_log_says_so(bank: CaseBank, sco
     assert bank.count(scope=scope) == 0
 
 
+def test_a_bank_of_solved_tasks_alone_refuses_failures_and_says_so(home: Path, scope: Scope) -> None:
+    with open_cases(home, settings=CaseSettings(positive_only=True, verified_only=False)) as bank:
+        assert bank.write(case(reward=1.0), scope=scope) is not None
+        for reward in (0.0, 0.5, None):
+            assert bank.write(case(reward=reward), scope=scope) is None
+            error = bank.log(scope=scope, limit=1, newest=True)[0].error
+            assert error == f"only solved tasks are kept, and its reward is {reward}"
+        assert bank.count(scope=scope) == 1
+
+
 def test_settings_keep_what_is_not_verified_and_leave_out_what_is_there_already(home: Path, scope: Scope) -> None:
     with open_cases(home, settings=CaseSettings(verified_only=False, dedup_threshold=0.99)) as bank:
         first = kept(bank, case(reward=None), scope)

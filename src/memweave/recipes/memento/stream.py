@@ -262,8 +262,6 @@ class Stream:
             random.Random(f"planworld-shuffled:{self.settings.seed}:{number}:{start}").shuffle(told)
         learner = cast("CaseLearner | None", self.learner) if self._one_set else None
         for place, (record, true, reward) in enumerate(zip(records, rewards, told, strict=True)):
-            if self.arm.successes and reward != 1.0:
-                continue
             credit = credits[place] if credits is not None else None
             case = record_feedback(self.cases, record, reward, scope=SCOPE, learner=learner, credit=credit)
             if case is not None:
@@ -279,7 +277,7 @@ def play(
     """
     with ExitStack() as opened:
         folder = opened.enter_context(TemporaryDirectory(prefix="memweave-planworld-"))
-        bank = CaseSettings(allow_self=settings.mode == "repeated")
+        bank = CaseSettings(allow_self=settings.mode == "repeated", positive_only=ARMS[settings.arm].successes)
         cases = opened.enter_context(open_cases(folder, settings=bank, embedding=EMBEDDING))
         stream = Stream(settings, planner_of, cases)
         played = [stream.iteration(number, report) for number in range(settings.iterations)]
