@@ -17,7 +17,7 @@ import pytest
 from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatResult
 
-from memweave.errors import FormatError, InputError, OperationError, SettingsError, UnavailableError
+from memweave.errors import FormatError, InputError, ModelReplyError, OperationError, SettingsError, UnavailableError
 from memweave.graphs.graph_memory_play import Job
 from memweave.graphs.graph_memory_state import Guidance
 from memweave.recipes.graph_memory import weighing
@@ -138,6 +138,26 @@ def test_the_coarse_machine_makes_a_graph_of_its_own(tmp_path: Path, built: Buil
     assert found.paths < built.paths
     with found.kept.opened() as graph:
         assert {path.machine for path in graph.paths(scope=SCOPE)} == {found.kept.made.reading.settings().machine}
+
+
+class Small(FSMQAScript):
+    """Refuses every request after the first of an episode, as a policy does whose context is full."""
+
+    def _generate(self, messages: list[BaseMessage], *rest: Any, **kwargs: Any) -> ChatResult:
+        if len(messages) > 2:
+            raise ModelReplyError("the prompt does not fit into the context")
+        return super()._generate(messages, *rest, **kwargs)
+
+
+def test_an_episode_that_outgrows_the_context_is_a_wrong_answer() -> None:
+    tasks = questions("val", 12, 0)
+    nothing: dict[str, Guidance | None] = dict.fromkeys(task.id for task in tasks)
+    found = measured(Small(), tasks, nothing, seed=5)
+    whole = measured(FSMQAScript(), tasks, nothing, seed=5)
+    assert len(found.right) == 12
+    assert 0 < found.unreadable < 1
+    assert whole.unreadable == 0
+    assert all(mark == "0" or mark == other for mark, other in zip(found.right, whole.right, strict=True))
 
 
 # what is kept

@@ -49,7 +49,7 @@ class Measured:
     calls: float = 0.0
     """Mean of searches."""
     unreadable: float = 0.0
-    """Share of rollouts that ended without an answer."""
+    """Share of rollouts that ended without an answer, those included that outgrew the policy's context: they count as wrong."""
 
     @property
     def score(self) -> float:
@@ -115,11 +115,12 @@ def measured(
         part = tasks[start : start + 2 * AT_ONCE]
         jobs = [Job(query_task(task), "eval", 0, seed, advice[task.id], pair=0) for task in part]
         for played in player.play(jobs):
-            if played.record is None or played.reward is None:
+            refused = played.record is not None and played.record.status == "model_error"
+            if played.record is None or (played.reward is None and not refused):
                 raise OperationError(
                     f"a rollout of the evaluation failed ({played.failure and played.failure.reason}). Run it again"
                 )
-            right += str(int(played.reward))
+            right += str(int(played.reward or 0))
             calls += len(played.record.calls)
             silent += played.record.answer is None
         if progress is not None:
