@@ -139,7 +139,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory, endpoint: str) -> Iterator[
 
 def test_graphs_have_descriptions_and_editable_prompts(studio: Studio) -> None:
     assistants = {found["graph_id"]: found for found in studio.client.assistants.search()}
-    chats = {"memory-r1", "agemem", "memento"}
+    chats = {"memory-r1", "agemem", "memento", "graph-memory"}
     assert assistants.keys() == {*chats, "memory-r1-construction", "memory-r1-answering", "agemem-episode"}
     assert all(len(found["description"] or "") > 20 for found in assistants.values())
     schemas = studio.client.assistants.get_schemas(assistants["memory-r1-construction"]["assistant_id"])
