@@ -186,3 +186,11 @@ def test_moves_and_compliance_are_measured(monkeypatch: pytest.MonkeyPatch) -> N
     moves = first_moves(Path(), 0, (advice_for("ParallelIndependentPlanning"),), number=12)
     assert {move for each in moves.values() for move in each} == {"plan par"}
     assert advice_text([]) == ""
+
+
+def test_the_shipped_policy_quotes_and_acts_rightly_and_was_measured_by_its_gate() -> None:
+    base = Path(pretraining.__file__).parents[2] / "policies" / "fsmqa"
+    made = json.loads((base / "pretraining.json").read_text())
+    assert made["gate"]["lookups"] >= 0.9
+    assert made["settings"]["clean_steps"] == FSMQAPretrainSettings().clean_steps
+    assert measure(base, 1, episodes=20)["lookups"] >= 0.85  # other episodes than those of its gate: 0.95

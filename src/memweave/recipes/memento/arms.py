@@ -150,6 +150,7 @@ def _mu_grpo(policy: RetrievalPolicy, dimension: int, encoder: str, seed: int) -
 
 
 PREFILTER: Final = 16
+"""Most similar cases that are ranked; chosen on `val` (docs/log.md), where 64 learned too slowly for a stream."""
 
 
 def _drawing(fits: Fits) -> ECKernelSoftmax:
