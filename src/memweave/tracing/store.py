@@ -10,6 +10,7 @@ import asyncio
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -36,6 +37,7 @@ FILE_NAME: Final = "traces.db"
 
 _APPLICATION: Final = 0x6D775472  # "mwTr": tells our file from another program's
 _BUSY_SECONDS: Final = 30
+_RETRY_SECONDS: Final = 0.01
 _PAGE: Final = 200
 _UNFINISHED: Final = (TraceStatus.UNAVAILABLE, TraceStatus.CANCELLED)
 _TABLES: Final = """
@@ -283,7 +285,8 @@ class TraceStore:
         )  # we begin transactions ourselves, so that a writer takes its lock at once
         try:
             self._check_format(connection)
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "foreign_keys=ON"):
+            self._to_write_ahead_log(connection)
+            for pragma in ("synchronous=FULL", "secure_delete=ON", "foreign_keys=ON"):
                 connection.execute(f"PRAGMA {pragma}").close()
             connection.execute("BEGIN IMMEDIATE")
             if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
@@ -297,10 +300,25 @@ class TraceStore:
             raise
         return connection
 
+    def _to_write_ahead_log(self, connection: sqlite3.Connection) -> None:
+        # SQLite does not wait here, whatever its timeout: two that turn a new file at once hold a shared lock each.
+        end = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode=WAL").close()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                    raise
+                time.sleep(_RETRY_SECONDS)
+            else:
+                return
+
     def _check_format(self, connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN")  # one moment: another process may be making the tables
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        connection.execute("COMMIT")
         if tables and application != _APPLICATION:
             raise DataFolderError(f"{self.path} is another program's database, not a trace store. Name another file.")
         if version > STORE_FORMAT:
