@@ -10,6 +10,8 @@ import pytest
 
 pytest.importorskip("torch")
 
+from memweave.recipes.graph_memory.arms import SHOWN
+
 if TYPE_CHECKING:
     from tests.cli.conftest import Cli
 
@@ -20,7 +22,7 @@ def test_arms_and_their_scores_are_shown(cli: Cli) -> None:
     result = cli("eval", "world", "fsmqa", *SMALL, "--split", "val", "--split", "ood-mixture", "--utility", "2")
     assert (result.code, result.err) == (0, "")
     assert "FSM-QA: policy script, 1 seed." in result.out
-    for arm, k in (("none", 0), ("uniform", 3), ("trained", 3)):
+    for arm, k in (("none", 0), ("uniform", SHOWN), ("trained", SHOWN)):
         for split in ("val", "ood-mixture"):
             assert re.search(rf"^{arm} +{split} +{k} +0 +\d+\.\d ", result.out, re.MULTILINE)
     assert re.search(r"Rank and worth, seed 0: Spearman [+-]0\.\d\d with every weight 1", result.out)

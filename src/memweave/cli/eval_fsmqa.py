@@ -93,6 +93,7 @@ def fsmqa(
     local:FOLDER, vllm:NAME@URL, openai:NAME or openai:NAME@URL.
     """
     from memweave.config import Settings
+    from memweave.recipes.graph_memory.arms import SHOWN
     from memweave.recipes.graph_memory.building import BuildSettings
     from memweave.recipes.graph_memory.evaluation import DEFAULT_ARMS, FSMQAEvalSettings, evaluate_fsmqa
     from memweave.recipes.graph_memory.weighing import WeightsSettings
@@ -101,7 +102,7 @@ def fsmqa(
     settings = FSMQAEvalSettings(
         arms=tuple(agent or DEFAULT_ARMS),
         splits=cast("tuple[Split, ...]", tuple(split or ("test",))),
-        ks=tuple((3,) if k is None else k),
+        ks=(SHOWN,) if k is None else tuple(k),
         temperatures=tuple((0.0,) if temperature is None else temperature),
         episodes=episodes,
         first_seed=first_seed,
