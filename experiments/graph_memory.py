@@ -39,6 +39,7 @@ ESTIMATORS: Final = {
     "faithful": "temperature 1, learning rate 0.05, one epoch",
     "gentle": "temperature 1, learning rate 0.003, one epoch",
     "spread": "temperature 5, learning rate 0.02, three epochs",
+    "tempered": "temperature 3, learning rate 0.03, three epochs",
 }
 GUIDED: Final = ("plain", "uniform", "trained", "random", "raw-trajectories")
 
@@ -114,12 +115,15 @@ def claims(results: Path) -> str:
         bar = "above 0" if other in BARRED else ""
         shown = " | ".join(percent(side, sign=True) for side in sides if side is not None)
         lines.append(f"| trained minus {other} | {shown} | {bar} | {verdict(sides[0], bar)} |")
-    ranks = worth(cells, "worth")
-    if ranks["after"]:
-        gain = paired_bootstrap(ranks["after"], ranks["before"], resamples=RESAMPLES)
-        lines.append(
-            f"| Spearman of rank and worth, after minus before | {number(gain)} | | above 0 | {verdict(gain, 'b')} |"
-        )
+    lines += ordered(cells, "worth")
+    for other in ("uniform", "none"):
+        sides = [
+            minus(*(cells.marks(arm, heat=heat, name="tempered") for arm in ("trained", other))) for heat in (0, 1)
+        ]
+        if sides[0] is not None and sides[1] is not None:
+            shown = " | ".join(percent(side, sign=True) for side in sides if side is not None)
+            lines.append(f"| `tempered`: trained minus {other} | {shown} | above 0 | {verdict(sides[0], 'b')} |")
+    lines += ordered(cells, "tempered")
     deaf = minus(*(cells.marks(arm, name="deaf") for arm in ("trained", "uniform")))
     if deaf is not None:
         same = "met" if deaf.low <= 0 <= deaf.high else "**missed**"
@@ -127,6 +131,18 @@ def claims(results: Path) -> str:
             f"| a script that is deaf to advice: trained minus uniform | {percent(deaf, sign=True)} | | holds 0 | {same} |"
         )
     return "\n".join(lines)
+
+
+def ordered(cells: Cells, name: str) -> list[str]:
+    """Return the line that says whether training brought rank and worth together; none without a run."""
+    ranks = worth(cells, name)
+    if not ranks["after"]:
+        return []
+    gain = paired_bootstrap(ranks["after"], ranks["before"], resamples=RESAMPLES)
+    said = "" if name == "worth" else f"`{name}`: "
+    return [
+        f"| {said}Spearman of rank and worth, after minus before | {number(gain)} | | above 0 | {verdict(gain, 'b')} |"
+    ]
 
 
 def number(found: Interval) -> str:

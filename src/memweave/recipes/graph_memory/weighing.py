@@ -58,6 +58,7 @@ WEIGHTS_ARMS: Final[dict[str, WeightsArm]] = {
     "faithful": WeightsArm(learning_rate=0.05),
     "gentle": WeightsArm(learning_rate=0.003),
     "spread": WeightsArm(learning_rate=0.02, reading=Reading(temperature=5.0), epochs=3),
+    "tempered": WeightsArm(learning_rate=0.03, reading=Reading(temperature=3.0), epochs=3),
     "with-only": replace(CHOSEN, estimator="with-only"),
     "n4": replace(CHOSEN, samples=4),
     "probe": replace(CHOSEN, build="probe"),
@@ -65,7 +66,8 @@ WEIGHTS_ARMS: Final[dict[str, WeightsArm]] = {
     "normalised": replace(CHOSEN, reading=Reading(degree_normalised=True)),
 }
 """chosen: what was chosen on `val` (docs/log.md).  faithful: section 2.5 as it stands.  gentle: the same with a smaller learning rate.
-spread: other strategies are tried more often.  with-only, n4: other estimators of the gap (D6).  probe: on a graph with random
+spread: other strategies are tried more often.  tempered: between chosen and spread, chosen on `val` for the order of all strategies and not
+only for the first.  with-only, n4: other estimators of the gap (D6).  probe: on a graph with random
 strategies among the others.  coarse: the smaller machine (B1).  normalised: rho divided by degrees."""
 
 
