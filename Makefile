@@ -50,6 +50,7 @@ check: $(VENV)/.installed-dev  ## Lint, format, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy experiments
 	$(BIN)/lint-imports
 
 serve-cpu: $(VENV)/.installed-demo  ## Serve a policy with a real vLLM on this CPU (installs it first, 3 GB): make serve-cpu [POLICY=folder]

@@ -67,7 +67,8 @@ def list_(only: Only = None) -> None:
     """Show what is done."""
     for run in runs(only):
         print(f"{'done' if run.file(RESULTS).exists() else 'open':<5} {run.name}")
-    for each in (*PRETRAININGS, *EVALUATIONS):
+    beside: list[Pretraining | Evaluation] = [*PRETRAININGS, *EVALUATIONS]
+    for each in beside:
         if only in (None, each.file(RESULTS).parent.name):
             print(
                 f"{'done' if each.file(RESULTS).exists() else 'open':<5} {each.file(RESULTS).parent.name} {each.name}"

@@ -116,13 +116,13 @@ def ladder(folder: Path) -> str:
         ("shuffled reward", "agemem", "shuffled"),
     )
     for name, recipe, arm in trained:
-        cells, warm = results.cells(recipe, arm), results.cells(recipe, arm, "sampled")
-        if cells:
-            marks = right(cells)
+        rows, sampled = results.cells(recipe, arm), results.cells(recipe, arm, "sampled")
+        if rows:
+            marks = right(rows)
             lines.append(
-                f"| {name} | {len(cells)} | {score(marks)} | {percent(minus(marks, base), sign=True)} "
-                f"| {percent(minus(marks, lt), sign=True)} | {score(right(warm))} | {mean_of(cells, 'tokens'):.0f} "
-                f"| {100 * mean_of(cells, 'mq'):.1f} |"
+                f"| {name} | {len(rows)} | {score(marks)} | {percent(minus(marks, base), sign=True)} "
+                f"| {percent(minus(marks, lt), sign=True)} | {score(right(sampled))} | {mean_of(rows, 'tokens'):.0f} "
+                f"| {100 * mean_of(rows, 'mq'):.1f} |"
             )
     for name in ("script", "script-tidy", "script-rag"):
         if (marks := results.marks(name)) and (found := results.evaluation(name)):

@@ -257,7 +257,7 @@ def guided(arm: str, seed: int) -> Run:
 
 def swept(seed: int) -> list[Evaluation]:
     """Return the sweeps on the trained policy of a seed: greedy, 100 episodes each."""
-    points = {f"threshold-{t}": ("--threshold", t) for t in ("0.4", "0.5", "0.7", "0.8")}
+    points: dict[str, tuple[str, ...]] = {f"threshold-{t}": ("--threshold", t) for t in ("0.4", "0.5", "0.7", "0.8")}
     points |= {f"distractors-{n}": ("--distractors", n) for n in ("0", "3", "5", "7")}
     points |= {"no-stale": ("--p-stale", "0"), "related": ("--related",)}
     run = f"agemem-grpo-local-s{seed}"
