@@ -149,7 +149,7 @@ def run_two(homes: list[Path], url: str) -> None:
 
 
 def test_a_killed_writer_leaves_whole_batches(tmp_path: Path, url: str) -> None:
-    children = crash.Children(tmp_path / "bank", url)
+    children = crash.make_children(tmp_path / "bank", url)
     points = crash.probes_of_a_run(children)
     for point in sorted(name for name in set(points) if name.startswith("apply")):
         at = [number for number, name in enumerate(points, start=1) if name == point]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,6 +16,7 @@ import pytest
 from memweave.memory_stores import MemoryBank, open_bank
 from memweave.records import OpKind, ProposedOp, Scope, TurnStatus
 from memweave.testing.audit import audit
+from tests.memory_stores.crash_children import Children
 
 ANNA, BOB = Scope(user="anna"), Scope(user="bob")
 SIZES = {0: 3, 1: 2, 2: 3, 4: 3}
@@ -29,59 +27,22 @@ POINTS = {
 }  # fmt: skip
 
 
-class Children:
-    """Starts processes that work on one folder, and keeps what they were told is done. ledger_url: see `open_bank`."""
-
-    def __init__(self, home: Path, ledger_url: str | None = None) -> None:
-        self.home, self.ledger_url = home, ledger_url
-        self.said: list[dict[str, Any]] = []
-        self._server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("crash_child.py"))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def start(self, **case: Any) -> int:
-        """Start a process; returns its id."""
-        assert self._server.stdin is not None
-        self._server.stdin.write(
-            json.dumps({"home": str(self.home), "ledger_url": self.ledger_url, "kill_at": None, **case}) + "\n"
-        )
-        self._server.stdin.flush()
-        return int(self.read()["pid"])
-
-    def read(self) -> dict[str, Any]:
-        """Return the next thing a process says."""
-        assert self._server.stdout is not None
-        line = json.loads(self._server.stdout.readline())
-        assert "error" not in line, line
-        self.said.append(line)
-        return dict(line)
-
-    def wait(self) -> int:
-        """Wait for the process to end; returns its exit status, negative for a signal."""
-        while "exit" not in (line := self.read()):
-            pass
-        return int(line["exit"])
-
-    def close(self) -> None:
-        assert self._server.stdin is not None
-        self._server.stdin.close()
-        self._server.wait(10)
-        assert self._server.stdout is not None
-        self._server.stdout.close()
+def make_children(home: Path, ledger_url: str | None = None) -> Children:
+    """Return processes on a folder. ledger_url: see `open_bank`."""
+    return Children("crash_child.py", home, ledger_url=ledger_url)
 
 
 @pytest.fixture
 def children(tmp_path: Path) -> Iterator[Children]:
     """Return processes on an empty folder."""
-    started = Children(tmp_path / "bank")
+    started = make_children(tmp_path / "bank")
     yield started
     started.close()
 
 
 def check(children: Children) -> None:
     """Open what the killed process left, and compare it with what the process had been told."""
-    with open_bank(children.home, ledger_url=children.ledger_url) as bank:
+    with open_bank(children.home, ledger_url=children.given.get("ledger_url")) as bank:
         assert audit(bank, scope=ANNA) == []
         check_acknowledged(bank, children.said)
         check_whole(bank)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from memweave.memory_stores import open_strategies
 from memweave.records import Scope
+from tests.memory_stores.crash_children import Children
 
 ANNA, BOB = Scope(user="anna"), Scope(user="bob")
 POINTS = (
@@ -24,55 +21,20 @@ POINTS = (
 )  # fmt: skip
 
 
-class Children:
-    """Starts processes that work on one folder, and keeps what they were told is done."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.said: list[dict[str, Any]] = []
-        self._server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("strategy_crash_child.py"))],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    def start(self, kill_at: str | None, times: int = 1) -> int:
-        """Start a process; returns its id when it is ready to work."""
-        assert self._server.stdin is not None
-        self._server.stdin.write(json.dumps({"home": str(self.home), "kill_at": kill_at, "times": times}) + "\n")
-        self._server.stdin.flush()
-        pid = int(self.read()["pid"])
-        while "ready" not in self.read():
-            pass
-        return pid
-
-    def read(self) -> dict[str, Any]:
-        """Return the next thing a process says."""
-        assert self._server.stdout is not None
-        line = json.loads(self._server.stdout.readline())
-        assert "error" not in line, line
-        self.said.append(line)
-        return dict(line)
-
-    def wait(self) -> int:
-        """Wait for the process to end; returns its exit status, negative for a signal."""
-        while "exit" not in (line := self.read()):
-            pass
-        return int(line["exit"])
-
-    def close(self) -> None:
-        assert self._server.stdin is not None
-        self._server.stdin.close()
-        self._server.wait(30)
-        assert self._server.stdout is not None
-        self._server.stdout.close()
-
-
 @pytest.fixture
 def children(tmp_path: Path) -> Iterator[Children]:
     """Return processes on an empty folder."""
-    started = Children(tmp_path / "graph")
+    started = Children("strategy_crash_child.py", tmp_path / "graph")
     yield started
     started.close()
+
+
+def start(children: Children, kill_at: str | None, times: int = 1) -> int:
+    """Start a process; returns its id when it is ready to work."""
+    pid = children.start(kill_at=kill_at, times=times)
+    while "ready" not in children.read():
+        pass
+    return pid
 
 
 def weight_at(version: int) -> float:
@@ -105,7 +67,7 @@ def check(children: Children) -> None:
 
 def test_killed_at_each_kind_of_point(children: Children) -> None:
     for point in POINTS:
-        children.start(point, times=2)
+        start(children, point, times=2)
         assert children.wait() == -signal.SIGKILL
         check(children)
 
@@ -113,7 +75,7 @@ def test_killed_at_each_kind_of_point(children: Children) -> None:
 def test_killed_at_random_again_and_again(children: Children) -> None:
     rng = random.Random(7)
     for _ in range(8):
-        pid = children.start(None)
+        pid = start(children, None)
         for _ in range(rng.randrange(1, 25)):
             children.read()
         os.kill(pid, signal.SIGKILL)
