@@ -247,7 +247,7 @@ MACHINES = [
     Fault(
         "one-call-more",
         "an agent may call tools once more than it is allowed",
-        "graphs/graph_memory_rollout.py",
+        "graphs/graph_memory_rollout_nodes.py",
         'return "policy" if len(state["calls"]) < self.steps.max_calls else "force_answer"',
         'return "policy" if len(state["calls"]) <= self.steps.max_calls else "force_answer"',
         (f"{ROLLOUT}::test_after_six_calls_it_has_to_answer",),
@@ -255,7 +255,7 @@ MACHINES = [
     Fault(
         "calls-of-one-reply-count-as-one",
         "calls beyond the limit are carried out when they stand in one reply",
-        "graphs/graph_memory_rollout.py",
+        "graphs/graph_memory_rollout_nodes.py",
         "list(turn.calls[:left])",
         "list(turn.calls)",
         (f"{ROLLOUT}::test_calls_of_one_reply_count_one_by_one_and_what_is_too_much_is_told",),
@@ -263,7 +263,7 @@ MACHINES = [
     Fault(
         "retries-without-end",
         "a reply that cannot be read is asked for again and again",
-        "graphs/graph_memory_rollout.py",
+        "graphs/graph_memory_rollout_nodes.py",
         'if update["retries"] > MAX_RETRIES:',
         'if update["retries"] > 9 * MAX_RETRIES:',
         (f"{ROLLOUT}::test_two_of_them_score_nothing",),
@@ -271,7 +271,7 @@ MACHINES = [
     Fault(
         "refusal-counts-as-failure",
         "a model that refuses the request teaches that the strategy was bad",
-        "graphs/graph_memory_rollout.py",
+        "graphs/graph_memory_rollout_nodes.py",
         'return Verdict(reward=None, by="protocol", reason="the model refused the request")',
         'return Verdict(reward=0.0, by="protocol", reason="the model refused the request")',
         (f"{ROLLOUT}::test_a_model_that_refuses_the_request_is_a_status",),
@@ -279,7 +279,7 @@ MACHINES = [
     Fault(
         "result-ends-its-block",
         "what a tool returns can end its block and speak as the user",
-        "graphs/graph_memory_rollout.py",
+        "graphs/graph_memory_rollout_nodes.py",
         """message.text.replace('</tool_response', '&lt;/tool_response')""",
         "message.text",
         (f"{ROLLOUT}::test_a_result_cannot_end_its_block",),
@@ -383,7 +383,7 @@ MACHINES = [
     Fault(
         "tags-in-the-stream",
         "tags of the text protocol are streamed to the user",
-        "graphs/graph_memory_rollout.py",
+        "graphs/graph_memory_rollout_nodes.py",
         'tags = [TAG_NOSTREAM] if self.protocol == "text" else []',
         "tags: list[str] = []",
         (f"{AGENT}::test_tags_of_the_text_protocol_are_not_streamed",),

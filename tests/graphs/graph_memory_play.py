@@ -11,7 +11,8 @@ from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.tools import BaseTool, StructuredTool
 
 from memweave.graphs.graph_memory_play import QueryTask
-from memweave.graphs.graph_memory_rollout import ADVICE, QUERY, RolloutGraph, create_rollout_graph
+from memweave.graphs.graph_memory_rollout import RolloutGraph, create_rollout_graph
+from memweave.graphs.graph_memory_rollout_nodes import ADVICE, QUERY
 from memweave.graphs.graph_memory_state import Guidance, ShownStrategy
 from memweave.testing.models import Script, ScriptedChatModel
 

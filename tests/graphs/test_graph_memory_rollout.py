@@ -11,7 +11,8 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langgraph.checkpoint.memory import InMemorySaver
 
 from memweave.errors import ContextLengthError, InputError, RewardError, SettingsError, UnavailableError
-from memweave.graphs.graph_memory_rollout import MAX_CALLS, create_rollout_graph
+from memweave.graphs.graph_memory_rollout import create_rollout_graph
+from memweave.graphs.graph_memory_rollout_nodes import MAX_CALLS
 from memweave.graphs.graph_memory_state import Guidance
 from memweave.testing.models import ScriptedChatModel
 from memweave.tracing.tracer import Tracer
