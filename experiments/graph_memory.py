@@ -267,11 +267,13 @@ def guided(results: Path) -> str:
     if not plain or not every["trained"]:
         return OPEN
     lines = [
-        "| arm | seeds | for memory | steps | area under the curve | trained minus it | greedy | without memory | T = 1 | without memory |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| arm | seeds | for memory | steps | area under the curve | trained minus it | first 60 steps "
+        "| greedy | without memory | T = 1 | without memory |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
+    starts = {seed: fmean(map(fmean, marks)) for seed, marks in Cells(results).marks("none", heat=1).items()}
     areas = {
-        arm: {seed: area(run, plain[seed]["start"]) for seed, run in found.items() if seed in plain}
+        arm: {seed: area(run, starts[seed]) for seed, run in found.items() if seed in plain and seed in starts}
         for arm, found in every.items()
     }
     for arm, found in every.items():
@@ -283,7 +285,11 @@ def guided(results: Path) -> str:
         mean = hierarchical_bootstrap([[each] for each in areas[arm].values()], resamples=RESAMPLES)
         cost = fmean(sum(run["test"]["charged"].values()) for run in found.values())
         steps = fmean(run["steps"] for run in found.values())
-        cols = [_cell(found, name) for name in ("greedy", "greedy-without", "sampled", "sampled-without")]
+        began = hierarchical_bootstrap([run["rewards"][:STEPS] for run in found.values()], resamples=RESAMPLES)
+        cols = [
+            percent(began),
+            *(_cell(found, name) for name in ("greedy", "greedy-without", "sampled", "sampled-without")),
+        ]
         lines.append(
             f"| {arm} | {len(areas[arm])} | {cost:,.0f} | {steps:.0f} | {percent(mean)} | {gap} | {' | '.join(cols)} |"
         )

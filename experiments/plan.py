@@ -67,8 +67,10 @@ fsmqa and graph-memory-* (trainable graph memory) on FSM-QA, in-process; a seed 
     D2  Spearman of rho and worth (60 rollouts of each strategy and kind on test questions, minus as many without): after minus before
         training, interval over seeds and questions above 0.
     D3  graph-memory-grpo, equal interactions: every arm gets as many episodes as trained does with its build, 2 x weights and 60 steps
-        of 32; before an arm's first step its curve is where plain starts. Area under the curve of the training reward, trained minus
-        each other arm; exact match at the end, greedy and T = 1, with memory in the prompt and without: intervals reported, no bar.
+        of 32; before an arm's first step its curve is where plain starts: what the base policy does without advice at T = 1 in `main`
+        (changed after the runs: plain's own first evaluation has 32 episodes only). Area under the curve of the training reward,
+        trained minus each other arm; exact match at the end, greedy and T = 1, with memory in the prompt and without: intervals
+        reported, no bar. Beside it, not planned: the first 60 steps of every arm, memory for free.
     D4  k = 0, 1, 3, 5, trained and uniform: reported; saturation is expected, not a peak.
     D5  the larger base (2.1 million parameters): trained minus none for both, and as a share of what is left to gain: reported.
     D6  with-only, n4, faithful, gentle, spread, chosen: mean square of the steps' gradient (where their means agree, it differs as

@@ -163,7 +163,7 @@ def test_grpo_is_compared_at_equal_interactions(tables: ModuleType, results: Pat
     for seed in (1, 2):
         none, all_ = {"build": 0, "weights": 0}, {"build": tables.BUILT, "weights": tables.WEIGHED}
         ran(
-            results, "graph-memory-grpo", "plain", seed, start=0.5, steps=steps, rewards=[0.6] * steps,
+            results, "graph-memory-grpo", "plain", seed, start=0.9, steps=steps, rewards=[0.6] * steps,
             test={"charged": none, "greedy": {"right": "10"}, "sampled": {"right": "10"}},
         )  # fmt: skip
         ran(
@@ -177,11 +177,12 @@ def test_grpo_is_compared_at_equal_interactions(tables: ModuleType, results: Pat
     plain, trained = row(table, "plain"), row(table, "trained")
     assert plain[1:4] == ["0", str(steps), "60.0 [60.0, 60.0]"]
     spent = tables.BUILT + tables.WEIGHED
-    mean = 100 * (0.5 * spent + tables.STEPS * tables.PER_STEP) / (spent + tables.STEPS * tables.PER_STEP)
+    mean = 100 * (0.25 * spent + tables.STEPS * tables.PER_STEP) / (spent + tables.STEPS * tables.PER_STEP)
     assert trained[3].startswith(f"{mean:.1f} [")
     assert plain[4].startswith(f"{mean - 60:+.1f} [")
-    assert [cell.split()[0] if cell else "" for cell in trained[5:]] == ["100.0", "50.0", "50.0", "0.0"]
-    assert [cell.split()[0] if cell else "" for cell in plain[5:]] == ["50.0", "", "50.0", ""]
+    assert (plain[5], trained[5]) == ("60.0 [60.0, 60.0]", "100.0 [100.0, 100.0]")
+    assert [cell.split()[0] if cell else "" for cell in trained[6:]] == ["100.0", "50.0", "50.0", "0.0"]
+    assert [cell.split()[0] if cell else "" for cell in plain[6:]] == ["50.0", "", "50.0", ""]
 
 
 def test_every_run_of_the_plan_has_a_file_of_its_own_and_equal_interactions(tables: ModuleType) -> None:
