@@ -33,6 +33,8 @@ from memweave.worlds.fsmqa import FSMQATask
 Say = Callable[[str], object]
 CHUNK: Final = 50
 """Questions between two lines of progress."""
+POINTS: Final = 20
+"""Means in a curve, at most, so that they can be told from noise."""
 LOG: Final = "log.jsonl"
 Estimator = Literal["gap", "with-only"]
 """gap: with minus without.  with-only: what the rollout with the strategy was worth, without a baseline (D6)."""
@@ -265,15 +267,17 @@ def draw(folder: Path, updates: Sequence[WeightUpdate], val: Sequence[Measured])
 
     figure = Figure(figsize=(12, 3.2), layout="constrained")
     gaps, tried, scores = figure.subplots(1, 3)
+    width = max(CHUNK, len(updates) // POINTS)
     for axes, title, values in (
-        (gaps, "gap, mean of 50 steps", [update.gap for update in updates]),
-        (tried, "probability of what was tried, mean of 50 steps", [update.probability for update in updates]),
+        (gaps, "reward gap", [update.gap for update in updates]),
+        (tried, "probability of the one tried", [update.probability for update in updates]),
     ):
-        means = [_mean(values[place : place + CHUNK]) for place in range(0, len(values), CHUNK)]
-        axes.plot([CHUNK * place for place in range(len(means))], means)
-        axes.set(title=title, xlabel="step")
+        places = range(0, len(values), width)
+        axes.plot([place + width / 2 for place in places], [_mean(values[place : place + width]) for place in places])
+        axes.set(title=title, xlabel=f"step (means of {width})")
+    gaps.axhline(0, color="0.8", zorder=0)
     scores.plot(range(len(val)), [each.score for each in val], marker="o")
-    scores.set(title="validation, exact match", xlabel="epoch", ylim=(0, 1))
+    scores.set(title="validation, exact match", xlabel="epoch", ylim=(0, 1), xticks=range(max(1, len(val))))
     figure.savefig(folder / "curves.png", dpi=80)
 
 
