@@ -18,13 +18,13 @@ from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 
+from memweave import sqlite_files
 from memweave.errors import DataFolderError, InputError, SettingsError, StorageFullError, UnavailableError
 from memweave.memory_stores.schema import metadata
 
 _WRITER_LOCK: Final = 0x6D656D77
 """Key of the PostgreSQL advisory lock that lets one transaction write at a time: commit order is then the order of `seq`."""
 _PROJECTOR_LOCK: Final = 0x6D656D78
-_BUSY_SECONDS: Final = 30
 
 
 class Database:
@@ -98,7 +98,7 @@ class Database:
                 self._rewrite()
             else:
                 with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                    connection.exec_driver_sql(f"SET lock_timeout = '{_BUSY_SECONDS}s'")
+                    connection.exec_driver_sql(f"SET lock_timeout = '{sqlite_files.BUSY_SECONDS}s'")
                     try:
                         # FULL writes the tables anew: a plain VACUUM frees the space of deleted rows, their bytes stay in it.
                         connection.exec_driver_sql(f"VACUUM (FULL) {', '.join(metadata.tables)}")
@@ -145,7 +145,7 @@ class Database:
             )
         if "locked" in text:
             return UnavailableError(
-                f"{self.where} is locked by another writer for {_BUSY_SECONDS} s. Repeat, or find the process that holds it."
+                f"{self.where} is locked by another writer for {sqlite_files.BUSY_SECONDS} s. Repeat, or find the process that holds it."
             )
         if "malformed" in text or "not a database" in text:
             return DataFolderError(f"{self.where} is damaged ({text}). Restore it from a backup or an export.")
@@ -180,13 +180,14 @@ def parsed_url(url: str | URL) -> URL:
 
 
 def _sqlite(url: URL) -> Engine:
-    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_SECONDS, "check_same_thread": False}, pool_size=16)
+    engine = sa.create_engine(
+        url, connect_args={"timeout": sqlite_files.BUSY_SECONDS, "check_same_thread": False}, pool_size=16
+    )
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:  # the driver's connection
         connection.isolation_level = None  # we begin transactions ourselves, so that a writer takes its lock at once
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
-            connection.execute(f"PRAGMA {pragma}").close()
+        sqlite_files.prepare(connection)
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

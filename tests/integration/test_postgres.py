@@ -243,7 +243,7 @@ def test_a_purge_that_must_wait_says_what_to_do(
 ) -> None:
     import psycopg
 
-    monkeypatch.setattr("memweave.memory_stores.database._BUSY_SECONDS", 0.2)
+    monkeypatch.setattr("memweave.sqlite_files.BUSY_SECONDS", 0.2)
     bank.apply([add("likes tea")], scope=ANNA)
     with psycopg.connect(url) as other:
         other.execute("SELECT * FROM memweave_ops")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from memweave.errors import UnavailableError, UnknownMemoryError
-from memweave.memory_stores import MemoryBank, database, open_bank
+from memweave.memory_stores import MemoryBank, open_bank
 from memweave.records import PurgeReceipt, Scope, Turn
 from memweave.testing.audit import audit
 from memweave.testing.operations import add, delete, update
@@ -149,7 +149,7 @@ def test_the_same_user_of_another_tenant_stays(bank: MemoryBank) -> None:
 def test_a_reader_in_another_process_is_named_when_it_keeps_the_log_from_being_emptied(
     tmp_path: Path, scope: Scope, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "_BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(sqlite_files, "BUSY_SECONDS", 0.05)
     with open_bank(tmp_path, embedding="hashing:64") as bank:
         bank.apply([add(f"{WORD} tea")], scope=scope)
         reader = sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)

@@ -289,33 +289,6 @@ def test_two_processes_write_at_once(tmp_path: Path) -> None:
         assert (store.count(run="a"), store.count(run="b"), store.count(run="same")) == (60, 60, 60)
 
 
-OPENER = """
-import sys
-from memweave.tracing import TraceStore
-print("ready", flush=True)
-sys.stdin.readline()
-for number in range(40):
-    TraceStore(f"{sys.argv[1]}/{number}.db").close()
-"""
-
-
-def test_processes_make_a_new_file_at_once(tmp_path: Path) -> None:
-    # SQLite's own timeout does not hold where a new file is turned to a write-ahead log.
-    command = [sys.executable, "-c", OPENER, str(tmp_path)]
-    processes = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(4)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    assert [process.communicate(timeout=60)[1] for process in processes] == [""] * 4
-
-
 def test_a_full_disk_is_one_clear_error_and_the_store_goes_on(tmp_path: Path) -> None:
     # In a process of its own, because the limit holds for all it writes.
     script = """

@@ -10,7 +10,6 @@ import asyncio
 import os
 import sqlite3
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -19,6 +18,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 from uuid import UUID
 
+from memweave import sqlite_files
 from memweave.errors import (
     DataFolderError,
     FormatError,
@@ -36,8 +36,6 @@ FILE_NAME: Final = "traces.db"
 """Name of the file in a data folder."""
 
 _APPLICATION: Final = 0x6D775472  # "mwTr": tells our file from another program's
-_BUSY_SECONDS: Final = 30
-_RETRY_SECONDS: Final = 0.01
 _PAGE: Final = 200
 _UNFINISHED: Final = (TraceStatus.UNAVAILABLE, TraceStatus.CANCELLED)
 _TABLES: Final = """
@@ -281,13 +279,12 @@ class TraceStore:
         # Made by us and not by SQLite, for the sake of its mode; the write-ahead log takes that over.
         os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
         connection = sqlite3.connect(
-            self.path, timeout=_BUSY_SECONDS, check_same_thread=False, isolation_level=None
+            self.path, timeout=sqlite_files.BUSY_SECONDS, check_same_thread=False, isolation_level=None
         )  # we begin transactions ourselves, so that a writer takes its lock at once
         try:
             self._check_format(connection)
-            self._to_write_ahead_log(connection)
-            for pragma in ("synchronous=FULL", "secure_delete=ON", "foreign_keys=ON"):
-                connection.execute(f"PRAGMA {pragma}").close()
+            sqlite_files.prepare(connection)
+            connection.execute("PRAGMA foreign_keys=ON").close()
             connection.execute("BEGIN IMMEDIATE")
             if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
                 for statement in _TABLES.split(";"):
@@ -299,19 +296,6 @@ class TraceStore:
             connection.close()
             raise
         return connection
-
-    def _to_write_ahead_log(self, connection: sqlite3.Connection) -> None:
-        # SQLite does not wait here, whatever its timeout: two that turn a new file at once hold a shared lock each.
-        end = time.monotonic() + _BUSY_SECONDS
-        while True:
-            try:
-                connection.execute("PRAGMA journal_mode=WAL").close()
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
-                    raise
-                time.sleep(_RETRY_SECONDS)
-            else:
-                return
 
     def _check_format(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN")  # one moment: another process may be making the tables
@@ -367,7 +351,9 @@ class TraceStore:
                 f"the disk is full: cannot {doing} {self.where} ({text}). Nothing was changed; free space and repeat."
             )
         if "locked" in text:
-            return UnavailableError(f"{self.where} is locked by another writer for {_BUSY_SECONDS} s. Repeat.")
+            return UnavailableError(
+                f"{self.where} is locked by another writer for {sqlite_files.BUSY_SECONDS} s. Repeat."
+            )
         if "malformed" in text or "not a database" in text:
             return DataFolderError(f"{self.where} is damaged or no trace store ({text}). Restore it, or name another.")
         if "closed" in text:
