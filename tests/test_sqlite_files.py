@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -52,18 +52,31 @@ def test_processes_make_a_new_file_at_once(tmp_path: Path, kind: str) -> None:
     assert [process.communicate(timeout=60)[1] for process in processes] == [""] * 4
 
 
-def test_a_file_that_is_held_for_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_files, "BUSY_SECONDS", 0.1)
-    holder = sqlite3.connect(tmp_path / "held.db", isolation_level=None)
+def held(file: Path) -> sqlite3.Connection:
+    """Return a connection that nobody else can use the file beside."""
+    holder = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
     holder.execute("CREATE TABLE t (a)")
     holder.execute("BEGIN EXCLUSIVE")
+    return holder
+
+
+def test_a_file_that_is_held_is_waited_for(tmp_path: Path) -> None:
+    holder = held(tmp_path / "held.db")
     other = sqlite3.connect(tmp_path / "held.db", timeout=0)
-    began = time.monotonic()
-    with pytest.raises(sqlite3.OperationalError, match="locked"):
-        sqlite_files.prepare(other)
-    assert 0.1 <= time.monotonic() - began < 10
-    holder.execute("ROLLBACK")
+    release = threading.Timer(0.05, holder.execute, ["ROLLBACK"])
+    release.start()
     sqlite_files.prepare(other)
     assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    release.join()
+    for connection in (other, holder):
+        connection.close()
+
+
+def test_a_file_that_is_held_for_long_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_files, "BUSY_SECONDS", 0.1)
+    holder = held(tmp_path / "held.db")
+    other = sqlite3.connect(tmp_path / "held.db", timeout=0)
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        sqlite_files.prepare(other)
     for connection in (other, holder):
         connection.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from memweave import sqlite_files
 from memweave.errors import UnavailableError, UnknownMemoryError
 from memweave.memory_stores import MemoryBank, open_bank
 from memweave.records import PurgeReceipt, Scope, Turn
