@@ -205,8 +205,8 @@ def _taught(learned: Learned) -> AgentState:
     write = get_runtime().stream_writer
     if learned.taught is not None:
         write(learned.taught.event())
-    if learned.update is not None:
-        write(learned.update.event())
+    for row in learned.updates:
+        write(row.event())
     return {"learned": learned}
 
 

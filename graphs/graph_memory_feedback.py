@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,7 @@ class Learned(Record):
     outcome: RolloutOutcome | None = None
     """Its path and its worth; `None` when it fits no path."""
     taught: Taught | None = None
-    update: WeightRow | None = None
+    updates: tuple[WeightRow, ...] = ()
     """Of the weights, by paired rollouts."""
     failures: tuple[Failure, ...] = ()
 
@@ -87,8 +87,8 @@ class Learning:
             found = _told(memory, found, walked, material, draft, scope)
         if self.pairing is None:
             return found
-        row, failures = self.pairing.try_out(memory, lesson.task, scope=scope, run=lesson.run)
-        return _updated(found, row, failures)
+        rows, failures = self.pairing.try_out(memory, lesson.task, scope=scope, run=lesson.run)
+        return _updated(found, rows, failures)
 
     async def alearn(self, memory: StrategyGraph, lesson: Lesson, *, scope: Scope) -> Learned:
         """Do what `learn` does, without blocking."""
@@ -103,8 +103,8 @@ class Learning:
             found = await asyncio.to_thread(_told, memory, found, walked, material, draft, scope)
         if self.pairing is None:
             return found
-        row, failures = await self.pairing.atry_out(memory, lesson.task, scope=scope, run=lesson.run)
-        return _updated(found, row, failures)
+        rows, failures = await self.pairing.atry_out(memory, lesson.task, scope=scope, run=lesson.run)
+        return _updated(found, rows, failures)
 
     def _prepared(
         self, memory: StrategyGraph, lesson: Lesson, walked: Walked, scope: Scope
@@ -127,8 +127,8 @@ def _told(
     return found.model_copy(update={"outcome": walked.outcome, "taught": row, "failures": failures})
 
 
-def _updated(found: Learned, row: WeightRow | None, failures: tuple[Failure, ...]) -> Learned:
-    return found.model_copy(update={"update": row, "failures": (*found.failures, *failures)})
+def _updated(found: Learned, rows: Sequence[WeightRow], failures: tuple[Failure, ...]) -> Learned:
+    return found.model_copy(update={"updates": tuple(rows), "failures": (*found.failures, *failures)})
 
 
 # the user's word

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Final, Protocol
+from uuid import UUID
 
 import numpy as np
 
@@ -36,7 +38,7 @@ from memweave.memory_stores.strategy_graph import ScoredStrategy, StrategyGraph
 from memweave.records import Record, Scope
 
 RECENT: Final = 64
-"""Latest steps among which one is looked for that was taken already; a batch has at most as many."""
+"""Latest steps, or as many as a batch takes if those are more, among which one is looked for that was taken already."""
 
 
 class Learner(Protocol):
@@ -107,8 +109,8 @@ class WeightRow(Record):
         }
 
 
-Tried = tuple[WeightRow | None, tuple[Failure, ...]]
-"""The step of one query, if one was taken, and what went wrong."""
+Tried = tuple[list[WeightRow], tuple[Failure, ...]]
+"""The steps that were taken for one query, and what went wrong."""
 
 
 @dataclass(frozen=True)
@@ -120,51 +122,82 @@ class Pairing:
     advisor: Advisor
     samples: int
     seed: int
+    every: bool = False
+    """Try all strategies that a query activates against the same rollouts without, instead of one that is drawn."""
+    tried: frozenset[tuple[str, UUID]] = frozenset()
+    """Query and strategy of what is not tried again."""
 
     def rng(self, *about: object) -> np.random.Generator:
         """Return a generator of its own for each purpose, so that a run that is gone on with draws the same."""
         name = "\0".join(map(str, (self.seed, *about)))
         return np.random.default_rng(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest(), "big"))
 
-    def draw(self, task: QueryTask, activation: Activation, epoch: int | str) -> Trial | Failure | None:
-        """Return a strategy drawn from p(m | q), to be tried out; `None` when nothing is activated."""
+    def trials(self, task: QueryTask, activation: Activation, epoch: int | str) -> list[Trial | Failure]:
+        """Return what is tried out on a query: a strategy drawn from p(m | q), or all of them; nothing when none is activated."""
         if not activation:
-            return None
-        place = activation.draw(self.rng("draw", epoch, name_of(task)))
+            return []
+        name, count = name_of(task), len(activation.strategies)
+        if self.every:
+            places = [at for at in range(count) if (name, activation.strategies[at].id) not in self.tried]
+        else:
+            places = [activation.draw(self.rng("draw", epoch, name))]
+        return [self._trial(task, activation, place) for place in places]
+
+    def _trial(self, task: QueryTask, activation: Activation, place: int) -> Trial | Failure:
         guidance, left_out = self.advisor.advise([scored(activation, place)])
         if guidance is None:
             return Failure(kind="too_long", reason="; ".join(left_out), query_id=task.query_id)
         return Trial(task=task, guidance=guidance, activated=len(activation.strategies))
 
     def jobs(self, trials: Sequence[Trial], iteration: int) -> list[Job]:
-        """Return both sides of each trial, side by side; a pair draws the same random numbers (B12)."""
+        """Return both sides of each trial, side by side; trials of one query have the side without in common.
+
+        All sides of a query draw the same random numbers (B12).
+        """
         found = []
-        for trial in trials:
-            for pair in range(self.samples):
-                found.append(Job(trial.task, "with", 2 * pair, iteration, trial.guidance, pair))
-                found.append(Job(trial.task, "without", 2 * pair + 1, iteration, None, pair))
+        for own in _by_query(trials):
+            for number, trial in enumerate(own):
+                for pair in range(self.samples):
+                    replica = 2 * (number * self.samples + pair)
+                    found.append(Job(trial.task, "with", replica, iteration, trial.guidance, pair))
+                    if not number:
+                        found.append(Job(trial.task, "without", replica + 1, iteration, None, pair))
         return found
 
     def pairs(self, trials: Sequence[Trial], played: Sequence[Played]) -> tuple[list[Pair], list[Failure]]:
         """Return what both sides of each trial were worth; a trial of which a rollout failed says nothing."""
         pairs: list[Pair] = []
-        failures: list[Failure] = []
-        each = 2 * self.samples
-        for number, trial in enumerate(trials):
-            own = played[number * each : (number + 1) * each]
-            failed = [one.failure for one in own if one.failure is not None]
-            failures += failed
-            if not failed:
-                pairs.append(_pair(trial, own[::2], own[1::2]))
-        return pairs, failures
+        left = list(played)
+        for own in _by_query(trials):
+            first, left = left[: 2 * self.samples], left[2 * self.samples :]
+            sides, without = [first[::2]], first[1::2]
+            for _ in own[1:]:
+                sides.append(left[: self.samples])
+                left = left[self.samples :]
+            for trial, with_ in zip(own, sides, strict=True):
+                if all(one.failure is None for one in (*with_, *without)):
+                    pairs.append(_pair(trial, with_, without))
+        return pairs, [one.failure for one in played if one.failure is not None]
 
-    def step(self, memory: StrategyGraph, pair: Pair, *, scope: Scope, epoch: int = 0) -> WeightRow | None:
-        """Take a step and return it; `None` when the strategy has gone since it was drawn.
+    def taken(self, memory: StrategyGraph, pairs: Sequence[Pair], *, scope: Scope) -> dict[str, WeightUpdate]:
+        """Return the steps of a batch that were taken before the run broke off, by the trace of the side with."""
+        traces = {pair.trace_with for pair in pairs} - {None}
+        latest = memory.updates(scope=scope, limit=max(RECENT, 2 * len(pairs))) if traces else []
+        return {each.trace_with: each for each in latest if each.trace_with in traces and each.trace_with}
 
-        A run that broke off after the step was taken, and is gone on with, finds it there.
+    def steps(self, memory: StrategyGraph, pairs: Sequence[Pair], *, scope: Scope, epoch: int = 0) -> list[WeightRow]:
+        """Take a step for each pair, in their order; none when its strategy has gone since it was drawn.
+
+        A run that broke off after a step was taken, and is gone on with, finds it there.
         """
+        taken = self.taken(memory, pairs, scope=scope)
+        rows = [self._step(memory, pair, taken.get(pair.trace_with or ""), scope, epoch) for pair in pairs]
+        return [row for row in rows if row is not None]
+
+    def _step(
+        self, memory: StrategyGraph, pair: Pair, update: WeightUpdate | None, scope: Scope, epoch: int
+    ) -> WeightRow | None:
         (shown,), task = pair.trial.guidance.strategies, pair.trial.task
-        update = _taken(memory, pair, scope)
         if update is None:
             activation = memory.activate(task.text, scope=scope, exclude=name_of(task))
             try:
@@ -186,21 +219,27 @@ class Pairing:
     # one query alone
 
     def try_out(self, memory: StrategyGraph, task: QueryTask, *, scope: Scope, run: str) -> Tried:
-        """Draw a strategy for a query, measure its gap and take the step. run: of the draw.  Raises as `Player.play`."""
-        trial = self.draw(task, memory.activate(task.text, scope=scope, exclude=name_of(task)), run)
-        if not isinstance(trial, Trial):
-            return None, (trial,) if trial else ()
-        pairs, failures = self.pairs([trial], self.player.play(self.jobs([trial], 0)))
-        return (self.step(memory, pairs[0], scope=scope) if pairs else None), tuple(failures)
+        """Try out what a query activates and take the steps. run: of the draw.  Raises as `Player.play`."""
+        trials, failures = apart(self.trials(task, memory.activate(task.text, scope=scope, exclude=name_of(task)), run))
+        pairs, failed = self.pairs(trials, self.player.play(self.jobs(trials, 0)))
+        return self.steps(memory, pairs, scope=scope), (*failures, *failed)
 
     async def atry_out(self, memory: StrategyGraph, task: QueryTask, *, scope: Scope, run: str) -> Tried:
         """Do what `try_out` does."""
-        trial = self.draw(task, await memory.aactivate(task.text, scope=scope, exclude=name_of(task)), run)
-        if not isinstance(trial, Trial):
-            return None, (trial,) if trial else ()
-        pairs, failures = self.pairs([trial], await self.player.aplay(self.jobs([trial], 0)))
-        row = await asyncio.to_thread(self.step, memory, pairs[0], scope=scope) if pairs else None
-        return row, tuple(failures)
+        activation = await memory.aactivate(task.text, scope=scope, exclude=name_of(task))
+        trials, failures = apart(self.trials(task, activation, run))
+        pairs, failed = self.pairs(trials, await self.player.aplay(self.jobs(trials, 0)))
+        return await asyncio.to_thread(self.steps, memory, pairs, scope=scope), (*failures, *failed)
+
+
+def apart(found: Sequence[Trial | Failure]) -> tuple[list[Trial], list[Failure]]:
+    """Return the trials, and the failures."""
+    return [each for each in found if isinstance(each, Trial)], [each for each in found if isinstance(each, Failure)]
+
+
+def _by_query(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Return neighbouring trials of one query together."""
+    return [list(own) for _, own in groupby(trials, key=lambda trial: name_of(trial.task))]
 
 
 def scored(activation: Activation, place: int) -> ScoredStrategy:
@@ -228,14 +267,6 @@ def _trace_id(played: Played) -> str | None:
     return str(played.trace.id) if played.trace else None
 
 
-def _taken(memory: StrategyGraph, pair: Pair, scope: Scope) -> WeightUpdate | None:
-    """Return the step that was taken of a pair before the run broke off, if it was."""
-    if pair.trace_with is None:
-        return None
-    latest = memory.updates(scope=scope, limit=RECENT)
-    return next((each for each in reversed(latest) if each.trace_with == pair.trace_with), None)
-
-
 def paired_rollouts(
     rollout: RolloutSource,
     learner: Learner,
@@ -248,6 +279,8 @@ def paired_rollouts(
     parallel: int = PARALLEL,
     rollout_timeout: float = ROLLOUT_TIMEOUT,
     traces: TraceKeeper | None = None,
+    every: bool = False,
+    tried: Collection[tuple[str, UUID]] = (),
 ) -> Pairing:
     """Return how reward gaps are measured and learned from.
 
@@ -255,11 +288,13 @@ def paired_rollouts(
     a gap; `memweave.trainers.edge_weights.Reinforce`.  samples: pairs per query, whose mean is the gap; 1 is the paper's.  seed: of
     draws.  advice_chars: of the advice in a prompt.  profile: `none` for policies that were trained on advice in its tags alone.
     run: name of the run in traces and updates.  parallel: rollouts at the same time.  rollout_timeout: seconds for one.  traces: where
-    traces are kept.
+    traces are kept.  every: try all strategies that a query activates, against the same rollouts without, instead of one that is drawn;
+    with `Reinforce(expected=True)` their steps add up to the gradient of the expected gap, which drawing estimates.  tried: names of
+    queries, and strategies, that are not tried (again) then.
 
     Raises `SettingsError` for a number below 1.
     """
     if samples < 1:
         raise SettingsError(f"samples = {samples}: give 1 at least")
     player = Player(rollout, run, parallel, rollout_timeout, traces)
-    return Pairing(player, learner, Advisor(advice_chars, profile), samples, seed)
+    return Pairing(player, learner, Advisor(advice_chars, profile), samples, seed, every, frozenset(tried))

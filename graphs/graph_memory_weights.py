@@ -3,8 +3,8 @@
     take -> activate -> roll_out (with || without) -> learn -> take -> ... -> measure -> take -> ...
             activate -> take                          nothing is activated
 
-For every query: what it activates, one strategy drawn from p(m | q), a rollout with it and one without, from a common seed; their gap moves
-the weights. The learner is handed in, and the graph of strategies makes its step durable.
+For every query: what it activates, one strategy drawn from p(m | q), or each of them, a rollout with it and one without, from a common
+seed; their gap moves the weights. The learner is handed in, and the graph of strategies makes its step durable.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing_extensions import TypedDict
 from memweave.errors import InputError, SettingsError
 from memweave.graphs.graph_memory_context import GraphMemoryContext
 from memweave.graphs.graph_memory_guidance import Strategies, StrategySource
-from memweave.graphs.graph_memory_pairing import RECENT, Pair, Pairing, Trial, WeightRow
+from memweave.graphs.graph_memory_pairing import RECENT, Pair, Pairing, Trial, WeightRow, apart
 from memweave.graphs.graph_memory_play import Failure, Played, QueryTask, name_of, query_tasks
 from memweave.graphs.session import DefaultScope, Node, current_scope, quiet_known_types
 from memweave.memory_stores.strategy_activation import Activation
@@ -162,17 +162,15 @@ class Weighing:
         return [await memory.aactivate(task.text, scope=scope, exclude=name_of(task)) for task in tasks]
 
     def _drawn(self, state: WeightsState, found: Sequence[Activation]) -> WeightsState:
-        drawn = self._trials(state["batch"], found, state["epoch"])
-        return {
-            "trials": [each for each in drawn if isinstance(each, Trial)],
-            "failures": [each for each in drawn if isinstance(each, Failure)],
-            "skipped": state["skipped"] + sum(each is None for each in drawn),
-        }
+        trials, failures = self._trials(state["batch"], found, state["epoch"])
+        skipped = state["skipped"] + sum(not activation for activation in found)
+        return {"trials": trials, "failures": failures, "skipped": skipped}
 
     def _trials(
         self, tasks: Sequence[QueryTask], found: Sequence[Activation], epoch: int | str
-    ) -> list[Trial | Failure | None]:
-        return [self.pairing.draw(task, activation, epoch) for task, activation in zip(tasks, found, strict=True)]
+    ) -> tuple[list[Trial], list[Failure]]:
+        both = zip(tasks, found, strict=True)
+        return apart([each for task, activation in both for each in self.pairing.trials(task, activation, epoch)])
 
     # with and without
 
@@ -195,17 +193,12 @@ class Weighing:
     def learn(self, state: WeightsState, config: RunnableConfig) -> WeightsState:
         """Take a step of the weights for each pair, in their order."""
         memory, scope = self.memory.get(), current_scope(self.scope)
-        steps = [self.pairing.step(memory, pair, scope=scope, epoch=state["epoch"]) for pair in state["pairs"]]
-        return _told(steps)
+        return _told(self.pairing.steps(memory, state["pairs"], scope=scope, epoch=state["epoch"]))
 
     async def alearn(self, state: WeightsState, config: RunnableConfig) -> WeightsState:
         """Do what `learn` does."""
         memory, scope, epoch = await self.memory.aget(), current_scope(self.scope), state["epoch"]
-        steps = [
-            await asyncio.to_thread(self.pairing.step, memory, pair, scope=scope, epoch=epoch)
-            for pair in state["pairs"]
-        ]
-        return _told(steps)
+        return _told(await asyncio.to_thread(self.pairing.steps, memory, state["pairs"], scope=scope, epoch=epoch))
 
     # the end of an epoch
 
@@ -213,8 +206,7 @@ class Weighing:
         """Measure the gap on the held-out queries, without learning of it, and find out whether another epoch follows."""
         if not self._can_measure(state):
             return self._next_epoch(state, [], [], 0)
-        drawn = self._trials(state["checked"], self._activated(state["checked"]), "held-out")
-        trials = [each for each in drawn if isinstance(each, Trial)]
+        trials, _ = self._trials(state["checked"], self._activated(state["checked"]), "held-out")
         played = self.pairing.player.play(self.pairing.jobs(trials, self.epochs))
         return self._measured(state, trials, played)
 
@@ -222,8 +214,7 @@ class Weighing:
         """Do what `measure` does."""
         if not self._can_measure(state):
             return self._next_epoch(state, [], [], 0)
-        drawn = self._trials(state["checked"], await self._aactivated(state["checked"]), "held-out")
-        trials = [each for each in drawn if isinstance(each, Trial)]
+        trials, _ = self._trials(state["checked"], await self._aactivated(state["checked"]), "held-out")
         played = await self.pairing.player.aplay(self.pairing.jobs(trials, self.epochs))
         return self._measured(state, trials, played)
 
@@ -270,8 +261,7 @@ class Weighing:
         return END if state.get("stopped") else "take"
 
 
-def _told(steps: Sequence[WeightRow | None]) -> WeightsState:
-    rows = [row for row in steps if row is not None]
+def _told(rows: list[WeightRow]) -> WeightsState:
     for row in rows:
         get_runtime().stream_writer(row.event())
     return {"rows": rows}
@@ -309,6 +299,10 @@ def create_weights_graph(
             raise SettingsError(f"{name} = {value}: give 1 at least")
     if batch > RECENT:
         raise SettingsError(f"batch = {batch}: {RECENT} at most")
+    if pairing.every and most_rollouts is not None:
+        raise SettingsError(
+            "most_rollouts cannot be kept where every strategy is tried: a query takes as many as it activates"
+        )
     quiet_known_types()
     nodes = Weighing(pairing, Strategies(memory), scope, epochs, batch, most_rollouts, patience)
     builder = StateGraph(WeightsState, GraphMemoryContext, input_schema=WeightsInput, output_schema=WeightsOutput)

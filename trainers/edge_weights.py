@@ -23,6 +23,9 @@ class Reinforce:
 
     learning_rate: float = 0.05
     """alpha; the paper names none."""
+    expected: bool = False
+    """Weigh each step by p(m | q). For all strategies of a query they add up to the gradient of the expected gap, sum_m p(m | q) Delta R_m,
+    which one that is drawn estimates."""
 
     def __post_init__(self) -> None:
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
@@ -55,7 +58,8 @@ class Reinforce:
         gap = reward_with - reward_without
         deltas: list[dict[str, object]] = []  # records are made of all of them at once, which is faster
         if gap:
-            changes = self.learning_rate * gap * np.concatenate([gradient.query_path, gradient.path_strategy])
+            share = float(activation.probability[chosen]) if self.expected else 1.0
+            changes = self.learning_rate * share * gap * np.concatenate([gradient.query_path, gradient.path_strategy])
             deltas = [
                 {"kind": kind, "source": source, "target": target, "delta": delta}
                 for (kind, source, target), delta in zip(activation.edges(), changes.tolist(), strict=True)

@@ -205,8 +205,8 @@ def test_paired_rollouts_move_the_weights_where_they_are_allowed(
 ) -> None:
     teach(strategies, scope, SEARCH, "Consider guessing at once.")
     graph = agent(learning, strategies, scope, learner=Reinforce(0.2), pairs=1)
-    updates = [run(graph, question(country, city))["learned"].update for country, city in CITIES]
-    gaps = [row.update.gap for row in updates if row]
+    updates = [run(graph, question(country, city))["learned"].updates for country, city in CITIES]
+    gaps = [row.update.gap for rows in updates for row in rows]
     assert len(gaps) == len(CITIES)
     assert set(gaps) <= {0.0, 1.0}
     assert [row.gap for row in strategies.updates(scope=scope)] == gaps
@@ -279,8 +279,8 @@ def test_feedback_alone_leaves_the_weights_and_a_pairing_moves_them(
 
     pairing = paired_rollouts(rollouts(guessing, evaluate=worth), Reinforce(0.2))
     learned = record_feedback(strategies, run(graph, question("Peru")), 1.0, scope=scope, pairing=pairing)
-    assert learned.update is not None
-    assert (learned.update.update.gap, learned.update.update.edges > 0) == (1.0, True)
+    (row,) = learned.updates
+    assert (row.update.gap, row.update.edges > 0) == (1.0, True)
 
 
 def test_a_pairing_that_cannot_tell_what_an_answer_is_worth_is_named(
@@ -290,7 +290,7 @@ def test_a_pairing_that_cannot_tell_what_an_answer_is_worth_is_named(
     pairing = paired_rollouts(rollouts(guessing), Reinforce())
     out = run(agent(["Oslo"], strategies, scope), question("Norway"))
     learned = record_feedback(strategies, out, 1.0, scope=scope, pairing=pairing)
-    assert (learned.update, [each.kind for each in learned.failures]) == (None, ["no_reward", "no_reward"])
+    assert (learned.updates, [each.kind for each in learned.failures]) == ((), ["no_reward", "no_reward"])
     assert strategies.updates(scope=scope) == []
 
 

@@ -276,6 +276,55 @@ def test_a_step_that_was_taken_before_the_break_is_not_taken_twice(
     assert out["rows"][0].update == died[0]
 
 
+def test_every_strategy_is_tried_against_one_rollout_without(run: Run, two: StrategyGraph, scope: Scope) -> None:
+    every = pairing(every=True, learner=Reinforce(0.2, expected=True))
+    graph = create_weights_graph(every, two, scope=scope, batch=2)
+    out = trained(run, graph, *map(capital, ("Chad", "Cuba", "Oman")))
+    assert (len(out["rows"]), out["rollouts"], out["skipped"], out["failures"]) == (6, 9, 0, [])
+    summaries = {each.id: each.summary for each in two.strategies(scope=scope)}
+    for first, second in zip(out["rows"][::2], out["rows"][1::2], strict=True):
+        own = {summaries[row.update.strategy_id]: row.update for row in (first, second)}
+        assert (own[ADVICE[SEARCHED]].gap, own[ADVICE[GUESSED]].gap) == (1.0, 0.0)
+        assert first.update.query_id == second.update.query_id
+        assert first.update.trace_without == second.update.trace_without
+        assert first.update.trace_with != second.update.trace_with
+    assert probability(two, scope, ADVICE[SEARCHED]) > 0.6
+
+
+def test_samples_of_every_strategy_are_the_means_of_their_sides(run: Run, two: StrategyGraph, scope: Scope) -> None:
+    out = trained(run, create_weights_graph(pairing(every=True, samples=3), two, scope=scope), capital("Chad"))
+    assert (len(out["rows"]), out["rollouts"]) == (2, 9)
+    assert {row.update.gap for row in out["rows"]} == {0.0, 1.0}
+
+
+def test_what_was_tried_is_not_tried_again(run: Run, two: StrategyGraph, scope: Scope) -> None:
+    (first, second) = trained(
+        run, create_weights_graph(pairing(every=True), two, scope=scope), capital("Chad")
+    )["rows"]  # fmt: skip
+    left = [(str(first.update.query_id), first.update.strategy_id)]
+    out = trained(run, create_weights_graph(pairing(every=True, tried=left), two, scope=scope), capital("Chad"))
+    assert [row.update.strategy_id for row in out["rows"]] == [second.update.strategy_id]
+    assert out["rollouts"] == 2
+    both = [*left, (str(second.update.query_id), second.update.strategy_id)]
+    out = trained(run, create_weights_graph(pairing(every=True, tried=both), two, scope=scope), capital("Chad"))
+    assert (out["rows"], out["rollouts"], out["skipped"], out["stopped"]) == ([], 0, 0, "done")
+
+
+def test_a_failed_rollout_without_spoils_every_trial_of_its_query(run: Run, two: StrategyGraph, scope: Scope) -> None:
+    def worth(record: Any) -> float | None:
+        return None if record.guidance is None and "Cuba" in record.query else 1.0
+
+    every = paired_rollouts(rollouts(guessing, evaluate=worth), Reinforce(), every=True)
+    out = trained(run, create_weights_graph(every, two, scope=scope, batch=2), *map(capital, ("Chad", "Cuba")))
+    assert [row.update.query_id for row in out["rows"]] == [out["rows"][0].update.query_id] * 2
+    assert [each.kind for each in out["failures"]] == ["no_reward"]
+
+
+def test_a_budget_of_rollouts_needs_one_strategy_for_each_query(two: StrategyGraph) -> None:
+    with pytest.raises(SettingsError, match="most_rollouts cannot be kept"):
+        create_weights_graph(pairing(every=True), two, most_rollouts=10)
+
+
 def test_a_strategy_that_went_meanwhile_is_passed_over(
     run: Run, two: StrategyGraph, scope: Scope, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -187,6 +187,26 @@ def test_a_step_is_alpha_times_gap_times_gradient() -> None:
     assert step.gradient_norm == pytest.approx(gradient.norm)
 
 
+@given(graphs(), st.lists(st.floats(0, 1), min_size=4, max_size=4), st.floats(0, 1))
+def test_expected_steps_of_all_strategies_add_up_to_the_gradient_of_the_expected_gap(
+    active: Activation, rewards: list[float], without: float
+) -> None:
+    first = torch.tensor(active.query_path.weight, requires_grad=True)
+    second = torch.tensor(active.path_strategy.weight, requires_grad=True)
+    gaps = [reward - without for reward in rewards[: len(active.strategies)]]
+    expected = sum(torch.exp(log_p(active, place, first, second)) * gap for place, gap in enumerate(gaps))
+    assert isinstance(expected, torch.Tensor)
+    expected.backward()
+    assert first.grad is not None
+    assert second.grad is not None
+    total = dict.fromkeys(active.edges(), 0.0)
+    for place in range(len(active.strategies)):
+        for each in Reinforce(0.5, expected=True).step(active, place, rewards[place], without).deltas:
+            total[each.kind, each.source, each.target] += each.delta
+    want = 0.5 * np.concatenate([first.grad.numpy(), second.grad.numpy()])
+    assert list(total.values()) == pytest.approx(want, abs=1e-9)
+
+
 @given(graphs(), st.floats(0, 1))
 def test_no_gap_is_no_change(active: Activation, reward: float) -> None:
     step = Reinforce().step(active, 0, reward, reward)
