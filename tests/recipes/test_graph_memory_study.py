@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,6 +21,7 @@ from langchain_core.outputs import ChatResult
 from memweave.errors import FormatError, InputError, ModelReplyError, OperationError, SettingsError, UnavailableError
 from memweave.graphs.graph_memory_play import Job
 from memweave.graphs.graph_memory_state import Guidance
+from memweave.memory_stores import StrategyGraph
 from memweave.recipes.graph_memory import weighing
 from memweave.recipes.graph_memory.arms import ARMS, advise, measured
 from memweave.recipes.graph_memory.building import BuildSettings, Built, build
@@ -254,6 +256,34 @@ def test_several_rollouts_per_arm_give_gaps_in_between(built: Built, tmp_path: P
     assert found.rollouts == 20 * 8
     gaps = {abs(json.loads(line)["gap"]) for line in (found.kept.folder / weighing.LOG).read_text().splitlines()}
     assert gaps & {0.25, 0.5, 0.75}
+
+
+def test_every_strategy_is_tried_on_a_question_and_a_cut_changes_nothing(built: Built, tmp_path: Path) -> None:
+    settings = replace(FEW, arm="every", epochs=1, queries=6, at_once=1)
+    whole = train(_made(tmp_path / "whole"), built.kept, settings, FSMQAScript())
+    rows = [json.loads(line) for line in (whole.kept.folder / weighing.LOG).read_text().splitlines()]
+    tried = Counter(row["query_id"] for row in rows)
+    assert len(tried) == 6
+    assert min(tried.values()) > 2
+    assert len({(row["query_id"], row["strategy"]) for row in rows}) == len(rows) == whole.updates
+    assert whole.rollouts == len(rows) + 6
+    folder, applied = _made(tmp_path / "run"), StrategyGraph.apply
+    left = tried[rows[0]["query_id"]] + 2  # so in the middle of the second question
+
+    def apply(self: StrategyGraph, *given: Any, **more: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return applied(self, *given, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StrategyGraph, "apply", apply)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, built.kept, settings, FSMQAScript())
+    found = train(folder, built.kept, settings, FSMQAScript())
+    assert (found.updates, found.rollouts, found.gaps) == (whole.updates, whole.rollouts, whole.gaps)
+    assert weights(found.kept) == pytest.approx(weights(whole.kept))
 
 
 def test_arms_differ_from_the_chosen_one_in_what_they_are_called_after() -> None:

@@ -52,6 +52,10 @@ class WeightsArm:
     build: str = "faithful"
     """Arm of the graph, where the run builds it itself."""
     epochs: int = 1
+    every: bool = False
+    """Try all strategies that a question activates, against one rollout without; steps are weighed by p(m | q)."""
+    queries: int | None = None
+    """By default all of the weights split."""
 
 
 CHOSEN: Final = WeightsArm(learning_rate=0.01)
@@ -61,6 +65,7 @@ WEIGHTS_ARMS: Final[dict[str, WeightsArm]] = {
     "gentle": WeightsArm(learning_rate=0.003),
     "spread": WeightsArm(learning_rate=0.02, reading=Reading(temperature=5.0), epochs=3),
     "tempered": WeightsArm(learning_rate=0.03, reading=Reading(temperature=3.0), epochs=3),
+    "every": WeightsArm(learning_rate=10.0, reading=Reading(temperature=10.0), every=True, queries=300),
     "with-only": replace(CHOSEN, estimator="with-only"),
     "n4": replace(CHOSEN, samples=4),
     "probe": replace(CHOSEN, build="probe"),
@@ -68,9 +73,10 @@ WEIGHTS_ARMS: Final[dict[str, WeightsArm]] = {
     "normalised": replace(CHOSEN, reading=Reading(degree_normalised=True)),
 }
 """chosen: what was chosen on `val` (docs/log.md).  faithful: section 2.5 as it stands.  gentle: the same with a smaller learning rate.
-spread: other strategies are tried more often.  tempered: between chosen and spread, chosen on `val` for the order of all strategies and not
-only for the first.  with-only, n4: other estimators of the gap (D6).  probe: on a graph with random
-strategies among the others.  coarse: the smaller machine (B1).  normalised: rho divided by degrees."""
+spread: other strategies are tried more often.  tempered: between chosen and spread, chosen on `val` for the order of all strategies and
+not only for the first.  every: the expected gradient instead of a drawn one, on 300 questions.  with-only, n4: other estimators of the
+gap (D6).  probe: on a graph with random strategies among the others.  coarse: the smaller machine (B1).  normalised: rho divided by
+degrees."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +86,8 @@ class WeightsSettings:
     arm: str = "chosen"
     seed: int = 0
     queries: int | None = None
-    """By default all of the weights split."""
-    epochs: int | None = None
     """By default the arm's."""
+    epochs: int | None = None
     samples: int | None = None
     learning_rate: float | None = None
     at_once: int = 8
@@ -98,7 +103,12 @@ class WeightsSettings:
     def of_arm(self) -> WeightsArm:
         """Return the arm with what is given instead of its own."""
         arm = WEIGHTS_ARMS[self.arm]
-        given = {"epochs": self.epochs, "samples": self.samples, "learning_rate": self.learning_rate}
+        given = {
+            "queries": self.queries,
+            "epochs": self.epochs,
+            "samples": self.samples,
+            "learning_rate": self.learning_rate,
+        }
         return replace(arm, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]  # the keys are its own
 
 
@@ -162,10 +172,14 @@ def train(
 ) -> Trained:
     """Train the weights of a graph in `folder`, and keep it there; a folder with some of it done is gone on with."""
     arm = settings.of_arm()
-    tasks = questions("weights", settings.queries, settings.seed)
+    tasks = questions("weights", arm.queries, settings.seed)
     checked = questions("val", settings.val, settings.seed)
     failures: Counter[str] = Counter()
-    learner: Learner = WithOnly(arm.learning_rate) if arm.estimator == "with-only" else Reinforce(arm.learning_rate)
+    learner: Learner = (
+        WithOnly(arm.learning_rate)
+        if arm.estimator == "with-only"
+        else Reinforce(arm.learning_rate, expected=arm.every)
+    )
     made = replace(start.made, reading=replace(arm.reading, machine=start.made.reading.machine))
     with open_graph(folder / HOME, made.reading) as graph:
         if not graph.queries(scope=SCOPE):
@@ -175,7 +189,8 @@ def train(
         val.measure(0)
         for epoch in range(arm.epochs):
             run = f"weights-{epoch}"
-            done = {update.query_id for update in graph.updates(scope=SCOPE) if update.run_id == run}
+            tried = {(str(u.query_id), u.strategy_id) for u in graph.updates(scope=SCOPE) if u.run_id == run}
+            done = set() if arm.every else {query for query, _ in tried}
             order = [tasks[place] for place in np.random.default_rng([settings.seed, epoch]).permutation(len(tasks))]
             pairing = paired_rollouts(
                 Episodes.of(model, tasks, 1_000 * settings.seed + epoch),
@@ -185,6 +200,8 @@ def train(
                 profile="none",
                 run=run,
                 parallel=2 * arm.samples * settings.at_once,
+                every=arm.every,
+                tried=tried,
             )
             machine = create_weights_graph(pairing, graph, scope=SCOPE, batch=settings.at_once)
             for place in range(0, len(order), settings.at_once):  # batches stay as they are when some of it is done
@@ -198,8 +215,8 @@ def train(
             graph.snapshot(scope=SCOPE)
             val.measure(epoch + 1)
         updates = graph.updates(scope=SCOPE)
-        sides = 1 if arm.estimator == "with-only" else 2
-        rollouts = sides * arm.samples * len(updates)
+        without = 0 if arm.estimator == "with-only" else len({(update.run_id, update.query_id) for update in updates})
+        rollouts = arm.samples * (len(updates) + without)
         made = replace(made, weights_arm=settings.arm, weight_rollouts=rollouts)
         draw(folder, updates, val.found)
         return Trained(
