@@ -40,6 +40,7 @@ ESTIMATORS: Final = {
     "gentle": "temperature 1, learning rate 0.003, one epoch",
     "spread": "temperature 5, learning rate 0.02, three epochs",
     "tempered": "temperature 3, learning rate 0.03, three epochs",
+    "every": "all strategies of a question, expected gradient, temperature 10",
 }
 GUIDED: Final = ("plain", "uniform", "trained", "random", "raw-trajectories")
 
@@ -116,14 +117,13 @@ def claims(results: Path) -> str:
         shown = " | ".join(percent(side, sign=True) for side in sides if side is not None)
         lines.append(f"| trained minus {other} | {shown} | {bar} | {verdict(sides[0], bar)} |")
     lines += ordered(cells, "worth")
-    for other in ("uniform", "none"):
-        sides = [
-            minus(*(cells.marks(arm, heat=heat, name="tempered") for arm in ("trained", other))) for heat in (0, 1)
-        ]
-        if sides[0] is not None and sides[1] is not None:
-            shown = " | ".join(percent(side, sign=True) for side in sides if side is not None)
-            lines.append(f"| `tempered`: trained minus {other} | {shown} | above 0 | {verdict(sides[0], 'b')} |")
-    lines += ordered(cells, "tempered")
+    for name in ("tempered", "every"):
+        for other in ("uniform", "none"):
+            sides = [minus(*(cells.marks(arm, heat=heat, name=name) for arm in ("trained", other))) for heat in (0, 1)]
+            if sides[0] is not None and sides[1] is not None:
+                shown = " | ".join(percent(side, sign=True) for side in sides if side is not None)
+                lines.append(f"| `{name}`: trained minus {other} | {shown} | above 0 | {verdict(sides[0], 'b')} |")
+        lines += ordered(cells, name)
     deaf = minus(*(cells.marks(arm, name="deaf") for arm in ("trained", "uniform")))
     if deaf is not None:
         same = "met" if deaf.low <= 0 <= deaf.high else "**missed**"

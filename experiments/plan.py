@@ -79,6 +79,9 @@ fsmqa and graph-memory-* (trainable graph memory) on FSM-QA, in-process; a seed 
     Second attempt at D2, written after D2 of `chosen` was seen (lower after training than before), before any run of it: arm `tempered`
         (temperature 3, learning rate 0.03, three epochs), chosen on `val`, seeds 0 and 11, for both D1 and D2 (docs/log.md). Seeds 1
         to 5, the same rules for D1 and D2, reported beside `chosen`, never instead of it.
+    Third attempt, after `tempered` had missed D2 too, before any run of it on these seeds: arm `every` (all strategies that a question
+        activates against one rollout without, steps weighed by p; temperature 10, learning rate 10, 300 questions), chosen in a
+        simulation and tried on `val` (docs/log.md). Seeds 1 to 5, the same rules, reported beside the others.
     Beside it: weights on a graph with 3 random strategies in 10 (probe), on paths of the coarse machine, normalised by degree: reported.
 
 distillation, 2 seeds of pre-training (0, 1), clean lessons only, the same steps for each form of the answerer
@@ -237,7 +240,7 @@ def fsmqa_evaluations() -> list[Evaluation]:
     made = [fsmqa("main", weighed("chosen", seed), *both, agents=every) for seed in range(1, 6)]
     made += [fsmqa("ood", weighed("chosen", seed), *unseen) for seed in range(1, 6)]
     made += [fsmqa("worth", weighed("chosen", seed), *worth, agents=("none",)) for seed in range(1, 6)]
-    made += [fsmqa("tempered", weighed("tempered", seed), *both, *worth) for seed in range(1, 6)]
+    made += [fsmqa(arm, weighed(arm, seed), *both, *worth) for arm in ("tempered", "every") for seed in range(1, 6)]
     for seed in (1, 2):
         made.append(fsmqa("k", weighed("chosen", seed), *both, *ks, agents=("uniform", "trained")))
         made += [fsmqa(arm, weighed(arm, seed), *both) for arm in ("probe", "coarse", "normalised")]
@@ -331,7 +334,7 @@ PLAN = [
     Run("memory-r1-manager", "grpo", 1, "vllm"),
     Run("memory-r1-answerer", "grpo", 1, "vllm", partner="memory-r1-manager-grpo-local-s1"),
     *(Run("token-class", arm, seed, "vllm") for seed in (1, 2, 3) for arm in ("grpo", "shuffled")),
-    *(weighed(arm, seed) for arm in ("chosen", "tempered") for seed in range(1, 6)),
+    *(weighed(arm, seed) for arm in ("chosen", "tempered", "every") for seed in range(1, 6)),
     *(
         weighed(arm, seed)
         for seed in (1, 2)
