@@ -63,5 +63,6 @@ with TemporaryDirectory() as folder, open_strategies(folder, settings=settings, 
         ScriptedChatModel(model), [search], memory, scope=anna, learner=Reinforce(), pairs=1
     )
     output = trying.invoke({"messages": ask("Cuba"), "ground_truth": "Havana"})
-    update = output["learned"].update.update
+    (row,) = output["learned"].updates
+    update = row.update
     print(f"Cuba: {output['answer']}, with {update.reward_with}, without {update.reward_without}, gap {update.gap}")
