@@ -66,6 +66,7 @@ WEIGHTS_ARMS: Final[dict[str, WeightsArm]] = {
     "spread": WeightsArm(learning_rate=0.02, reading=Reading(temperature=5.0), epochs=3),
     "tempered": WeightsArm(learning_rate=0.03, reading=Reading(temperature=3.0), epochs=3),
     "every": WeightsArm(learning_rate=10.0, reading=Reading(temperature=10.0), every=True, queries=300),
+    "even": WeightsArm(learning_rate=200.0, reading=Reading(temperature=200.0), every=True),
     "with-only": replace(CHOSEN, estimator="with-only"),
     "n4": replace(CHOSEN, samples=4),
     "probe": replace(CHOSEN, build="probe"),
@@ -74,7 +75,8 @@ WEIGHTS_ARMS: Final[dict[str, WeightsArm]] = {
 }
 """chosen: what was chosen on `val` (docs/log.md).  faithful: section 2.5 as it stands.  gentle: the same with a smaller learning rate.
 spread: other strategies are tried more often.  tempered: between chosen and spread, chosen on `val` for the order of all strategies and
-not only for the first.  every: the expected gradient instead of a drawn one, on 300 questions.  with-only, n4: other estimators of the
+not only for the first.  every: the expected gradient instead of a drawn one, on 300 questions.  even: the same at a temperature where all strategies of a question count
+nearly alike, on all questions.  with-only, n4: other estimators of the
 gap (D6).  probe: on a graph with random strategies among the others.  coarse: the smaller machine (B1).  normalised: rho divided by
 degrees."""
 
