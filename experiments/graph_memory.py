@@ -41,7 +41,10 @@ ESTIMATORS: Final = {
     "spread": "temperature 5, learning rate 0.02, three epochs",
     "tempered": "temperature 3, learning rate 0.03, three epochs",
     "every": "all strategies of a question, expected gradient, temperature 10",
+    "even": "the same, temperature 200, on all questions",
 }
+ATTEMPTS: Final = ("tempered", "every", "even")
+"""Settings that were tried after `chosen`, in this order."""
 GUIDED: Final = ("plain", "uniform", "trained", "random", "raw-trajectories")
 
 
@@ -117,7 +120,7 @@ def claims(results: Path) -> str:
         shown = " | ".join(percent(side, sign=True) for side in sides if side is not None)
         lines.append(f"| trained minus {other} | {shown} | {bar} | {verdict(sides[0], bar)} |")
     lines += ordered(cells, "worth")
-    for name in ("tempered", "every"):
+    for name in ATTEMPTS:
         for other in ("uniform", "none"):
             sides = [minus(*(cells.marks(arm, heat=heat, name=name) for arm in ("trained", other))) for heat in (0, 1)]
             if sides[0] is not None and sides[1] is not None:
@@ -163,11 +166,17 @@ def arms(results: Path) -> str:
             cols = [score(found), score(cells.marks(arm, heat=1))]
             cols += [score(cells.marks(arm, split, name="ood")) for split in OOD]
             lines.append(f"| {name} | {len(found)} | {' | '.join(cols)} |")
-    for other in ("uniform", "none"):
-        row = [minus(*(cells.marks(arm, split, name="ood") for arm in ("trained", other))) for split in OOD]
-        if all(row):
-            said = " | ".join(percent(each, sign=True) for each in row if each is not None)
-            lines.append(f"| trained minus {other} | | | | {said} |")
+    found = cells.marks("trained", name="even")
+    if found:
+        cols = [score(found), score(cells.marks("trained", heat=1, name="even"))]
+        cols += [score(cells.marks("trained", split, name="even-ood")) for split in OOD]
+        lines.append(f"| **trained weights, `even`** | {len(found)} | {' | '.join(cols)} |")
+    for name, ood in (("trained", "ood"), ("`even`", "even-ood")):
+        for other in ("uniform", "none"):
+            row = [minus(*(cells.marks(arm, split, name=ood) for arm in ("trained", other))) for split in OOD]
+            if all(row):
+                said = " | ".join(percent(each, sign=True) for each in row if each is not None)
+                lines.append(f"| {name} minus {other} | | | | {said} |")
     return "\n".join(lines) if len(lines) > 2 else OPEN
 
 
@@ -186,6 +195,10 @@ def sweep(results: Path) -> str:
         ]
         if all(sides):
             lines.append(f"| {k} | {len(sides[0])} | {' | '.join(map(score, sides))} |")
+    for k, name in ((1, "even"), (3, "even-k")):
+        sides = [cells.marks(arm, heat=heat, k=k, name=name) for arm in ("uniform", "trained") for heat in (0, 1)]
+        if all(sides):
+            lines.append(f"| {k}, `even` | {len(sides[0])} | {' | '.join(map(score, sides))} |")
     return "\n".join(lines) if len(lines) > 2 else OPEN
 
 

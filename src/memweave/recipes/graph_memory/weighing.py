@@ -73,12 +73,11 @@ WEIGHTS_ARMS: Final[dict[str, WeightsArm]] = {
     "coarse": replace(CHOSEN, build="coarse", reading=replace(CHOSEN.reading, machine="coarse")),
     "normalised": replace(CHOSEN, reading=Reading(degree_normalised=True)),
 }
-"""chosen: what was chosen on `val` (docs/log.md).  faithful: section 2.5 as it stands.  gentle: the same with a smaller learning rate.
-spread: other strategies are tried more often.  tempered: between chosen and spread, chosen on `val` for the order of all strategies and
-not only for the first.  every: the expected gradient instead of a drawn one, on 300 questions.  even: the same at a temperature where all strategies of a question count
-nearly alike, on all questions.  with-only, n4: other estimators of the
-gap (D6).  probe: on a graph with random strategies among the others.  coarse: the smaller machine (B1).  normalised: rho divided by
-degrees."""
+"""chosen: what was chosen on `val` (docs/log.md). faithful: section 2.5 as it stands. gentle: the same with a smaller learning rate.
+spread: other strategies are tried more often. tempered: between chosen and spread, chosen on `val` for the order of all strategies
+and not only for the first. every: the expected gradient instead of a drawn one, on 300 questions. even: the same at a temperature
+where all strategies of a question count nearly alike, on all questions. with-only, n4: other estimators of the gap (D6). probe: on
+a graph with random strategies among the others. coarse: the smaller machine (B1). normalised: rho divided by degrees."""
 
 
 @dataclass(frozen=True, kw_only=True)
