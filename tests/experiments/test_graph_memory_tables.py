@@ -118,6 +118,26 @@ def test_every_arm_has_a_line_with_every_split(tables: ModuleType, results: Path
     assert [cell.split()[0] for cell in row(table, "trained minus none")[3:]] == ["+50.0"] * 3
 
 
+def test_a_setting_that_was_tried_later_stands_beside_the_first(tables: ModuleType, results: Path) -> None:
+    other = {**MAIN, "trained": "1111"}
+    for seed in (1, 2):
+        evaluated(results, "even", seed, other, ranks=([0.2], [0.9]))
+        evaluated(results, "even-ood", seed, other, ("ood-entities", "ood-mixture", "ood-chains"))
+        evaluated(results, "even-k", seed, other, ks=(3,))
+    claims, arms = tables.claims(results), tables.arms(results)
+    assert row(claims, "trained minus uniform")[0].startswith("+25.0 [")
+    assert row(claims, "`even`: trained minus uniform")[0].startswith("+50.0 [")
+    assert row(claims, "`even`: Spearman of rank and worth, after minus before")[0].startswith("+0.700 [")
+    assert [cell.split()[0] for cell in row(arms, "**trained weights, `even`**")[1:]] == ["100.0"] * 5
+    assert [cell.split()[0] for cell in row(arms, "`even` minus none")[3:]] == ["+75.0"] * 3
+    assert [cell.split()[0] for cell in row(tables.sweep(results), "3, `even`")[1:]] == [
+        "50.0",
+        "50.0",
+        "100.0",
+        "100.0",
+    ]
+
+
 def test_k_0_is_no_advice(tables: ModuleType, results: Path) -> None:
     for seed in (1, 2):
         evaluated(results, "k", seed, {"none": "1000", "uniform": "1100", "trained": "1111"}, ks=(1, 3))
