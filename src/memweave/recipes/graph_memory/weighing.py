@@ -57,6 +57,12 @@ class WeightsArm:
     queries: int | None = None
     """By default all of the weights split."""
 
+    def learner(self) -> Learner:
+        """Return what makes steps of its gaps."""
+        if self.estimator == "with-only":
+            return WithOnly(self.learning_rate)
+        return Reinforce(self.learning_rate, expected=self.every)
+
 
 CHOSEN: Final = WeightsArm(learning_rate=0.01)
 WEIGHTS_ARMS: Final[dict[str, WeightsArm]] = {
@@ -176,11 +182,6 @@ def train(
     tasks = questions("weights", arm.queries, settings.seed)
     checked = questions("val", settings.val, settings.seed)
     failures: Counter[str] = Counter()
-    learner: Learner = (
-        WithOnly(arm.learning_rate)
-        if arm.estimator == "with-only"
-        else Reinforce(arm.learning_rate, expected=arm.every)
-    )
     made = replace(start.made, reading=replace(arm.reading, machine=start.made.reading.machine))
     with open_graph(folder / HOME, made.reading) as graph:
         if not graph.queries(scope=SCOPE):
@@ -189,35 +190,11 @@ def train(
         val = _Validation(folder / "val.jsonl", graph, checked, model, settings.seed)
         val.measure(0)
         for epoch in range(arm.epochs):
-            run = f"weights-{epoch}"
-            tried = {(str(u.query_id), u.strategy_id) for u in graph.updates(scope=SCOPE) if u.run_id == run}
-            done = set() if arm.every else {query for query, _ in tried}
-            order = [tasks[place] for place in np.random.default_rng([settings.seed, epoch]).permutation(len(tasks))]
-            pairing = paired_rollouts(
-                Episodes.of(model, tasks, 1_000 * settings.seed + epoch),
-                learner,
-                samples=arm.samples,
-                seed=1_000 * settings.seed + epoch,
-                profile="none",
-                run=run,
-                parallel=2 * arm.samples * settings.at_once,
-                every=arm.every,
-                tried=tried,
-            )
-            machine = create_weights_graph(pairing, graph, scope=SCOPE, batch=settings.at_once)
-            for place in range(0, len(order), settings.at_once):  # batches stay as they are when some of it is done
-                batch = [query_task(task) for task in order[place : place + settings.at_once] if task.id not in done]
-                if batch:
-                    failures.update(each.kind for each in machine.invoke({"queries": batch})["failures"])
-                over = min(place + settings.at_once, len(order))
-                if batch and (over // CHUNK > place // CHUNK or over == len(order)):
-                    write_log(folder / LOG, graph)
-                    say(f"epoch {epoch + 1}: {over} of {len(order)} questions")
+            failures.update(_epoch(epoch, graph, tasks, settings, model, folder / LOG, say))
             graph.snapshot(scope=SCOPE)
             val.measure(epoch + 1)
         updates = graph.updates(scope=SCOPE)
-        without = 0 if arm.estimator == "with-only" else len({(update.run_id, update.query_id) for update in updates})
-        rollouts = arm.samples * (len(updates) + without)
+        rollouts = _rollouts(updates, arm)
         made = replace(made, weights_arm=settings.arm, weight_rollouts=rollouts)
         draw(folder, updates, val.found)
         return Trained(
@@ -225,13 +202,62 @@ def train(
             how=arm,
             updates=len(updates),
             rollouts=rollouts,
-            gaps=tuple(_mean([u.gap for u in updates if u.run_id == f"weights-{e}"]) for e in range(arm.epochs)),
+            gaps=tuple(_mean([u.gap for u in updates if u.run_id == _run_id(e)]) for e in range(arm.epochs)),
             nonzero=_mean([float(update.gap != 0) for update in updates]),
             largest=_mean([update.probability for update in updates]),
             gradient=_mean([(update.gap * update.gradient_norm) ** 2 for update in updates]),
             val=tuple(val.found),
             failures=dict(failures),
         )
+
+
+def _epoch(
+    epoch: int,
+    graph: StrategyGraph,
+    tasks: Sequence[FSMQATask],
+    settings: WeightsSettings,
+    model: BaseChatModel,
+    log: Path,
+    say: Say,
+) -> Counter[str]:
+    """Try strategies out on all questions in an order of this epoch, those left out that have a step. Return what failed, by kind."""
+    arm, run, seed = settings.of_arm(), _run_id(epoch), 1_000 * settings.seed + epoch
+    tried = {(str(u.query_id), u.strategy_id) for u in graph.updates(scope=SCOPE) if u.run_id == run}
+    done = set() if arm.every else {query for query, _ in tried}
+    pairing = paired_rollouts(
+        Episodes.of(model, tasks, seed),
+        arm.learner(),
+        samples=arm.samples,
+        seed=seed,
+        profile="none",
+        run=run,
+        parallel=2 * arm.samples * settings.at_once,
+        every=arm.every,
+        tried=tried,
+    )
+    machine = create_weights_graph(pairing, graph, scope=SCOPE, batch=settings.at_once)
+    order = [tasks[place] for place in np.random.default_rng([settings.seed, epoch]).permutation(len(tasks))]
+    failures: Counter[str] = Counter()
+    for place in range(0, len(order), settings.at_once):  # batches stay as they are when some of it is done
+        batch = [query_task(task) for task in order[place : place + settings.at_once] if task.id not in done]
+        if not batch:
+            continue
+        failures.update(each.kind for each in machine.invoke({"queries": batch})["failures"])
+        over = min(place + settings.at_once, len(order))
+        if over // CHUNK > place // CHUNK or over == len(order):
+            write_log(log, graph)
+            say(f"epoch {epoch + 1}: {over} of {len(order)} questions")
+    return failures
+
+
+def _run_id(epoch: int) -> str:
+    return f"weights-{epoch}"
+
+
+def _rollouts(updates: Sequence[WeightUpdate], arm: WeightsArm) -> int:
+    """Return how many rollouts the steps took: both sides, the one without only once for a question and epoch."""
+    without = 0 if arm.estimator == "with-only" else len({(update.run_id, update.query_id) for update in updates})
+    return arm.samples * (len(updates) + without)
 
 
 class _Validation:
