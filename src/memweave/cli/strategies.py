@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from memweave.cli import render
-from memweave.cli.common import AsJson, Embedding, Home, Tenant, User, session
+from memweave.cli.common import AsJson, Embedding, Home, Tenant, User, hand_out, session
 from memweave.cli.traces import open_traces
 from memweave.errors import InputError, OperationError
 
@@ -196,20 +196,14 @@ def export(
     """Write the graph as JSON lines, with its history, its weights and their kept versions."""
     from memweave.memory_stores import StrategyGraph
 
-    if file is not None and file.exists():
-        raise InputError(f"{file} exists already; name another file, or remove it first.")
     with session(user=user, tenant=tenant, home=home) as here:
         lines = list(StrategyGraph(here.bank).export(scope=here.scope))
-    if file is not None:
-        file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        if as_json:
-            render.emit({"file": str(file), "lines": len(lines)})
-        else:
-            render.note(f"Wrote {render.count(len(lines), 'line')} to {file}.")
-    elif as_json:
-        render.emit({"lines": [json.loads(line) for line in lines]})
-    else:
-        sys.stdout.writelines(line + "\n" for line in lines)
+
+    def content() -> Mapping[str, object]:
+        return {"lines": [json.loads(line) for line in lines]}
+
+    told, counts = render.count(len(lines), "line"), {"lines": len(lines)}
+    hand_out(lines, file, told=told, counts=counts, content=content, as_json=as_json)
 
 
 @strategies_app.command("import")
