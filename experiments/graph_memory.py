@@ -121,8 +121,12 @@ def claims(results: Path) -> str:
         lines.append(f"| trained minus {other} | {shown} | {bar} | {verdict(sides[0], bar)} |")
     lines += ordered(cells, "worth")
     for name in ATTEMPTS:
-        for other in ("uniform", "none"):
-            sides = [minus(*(cells.marks(arm, heat=heat, name=name) for arm in ("trained", other))) for heat in (0, 1)]
+        for other in BARRED:
+            source = "main" if other == "random" else name  # random advice knows no weights, and the graph is the same
+            sides = [
+                minus(*(cells.marks(arm, heat=heat, name=of) for arm, of in (("trained", name), (other, source))))
+                for heat in (0, 1)
+            ]
             if sides[0] is not None and sides[1] is not None:
                 shown = " | ".join(percent(side, sign=True) for side in sides if side is not None)
                 lines.append(f"| `{name}`: trained minus {other} | {shown} | above 0 | {verdict(sides[0], 'b')} |")

@@ -37,6 +37,8 @@ from memweave.memory_stores.ledger import Ledger
 from memweave.memory_stores.server import ServerEngine
 from memweave.memory_stores.text import embedded_text
 
+LEDGER: Final = "ledger.sqlite"
+"""File that makes a folder a data folder, where the ledger is not on a server."""
 _EMBED_BATCH: Final = 64
 
 
@@ -119,7 +121,7 @@ def _folder(home: Path | str) -> Path:
 
 
 def _ledger_url(folder: Path, url: str | None) -> URL:
-    return parsed_url(url or URL.create("sqlite", database=str(folder / "ledger.sqlite")))
+    return parsed_url(url or URL.create("sqlite", database=str(folder / LEDGER)))
 
 
 def _ledger(folder: Path, url: str | None) -> Ledger:

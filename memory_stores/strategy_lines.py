@@ -183,7 +183,8 @@ def _same_encoder(made_with: str, here: str) -> None:
     if made_with != here:
         raise EmbeddingMismatchError(
             f"the graph was built with encoder {made_with!r}, this folder uses {here!r}, and weights belong to one encoder's similarities. "
-            f"Convert the folder first: memweave memory rebuild --embedding {made_with}. Nothing was imported."
+            f"Nothing was imported. Convert this folder (memweave memory rebuild --embedding {made_with}, with its --home), or make a new "
+            f"one (--home NEW --embedding {made_with})"
         )
 
 

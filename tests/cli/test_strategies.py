@@ -57,6 +57,20 @@ def test_strategies_are_listed_with_the_weight_of_their_paths(cli: Cli, home: Pa
     assert "no strategies of default/boris" in cli("strategies", "list", "--user", "boris").err
 
 
+def test_an_id_is_shown_whole_beside_a_long_summary(cli: Cli, home: Path) -> None:
+    long = "when several things can be looked up independently, consider " + "searching for each of them " * 3
+    with open_strategies(home) as graph:
+        (path, *_) = (path.id for path in graph.paths(scope=ANNA))
+        written = graph.write(
+            NewStrategy(summary=long, kind=StrategyKind.CONTRAST, score=50), [path], scope=ANNA, reason="c"
+        )
+        ids = [each.id.hex for each in graph.strategies(scope=ANNA)]
+    listed = cli("strategies", "list").out
+    assert all(known[-8:] in listed for known in ids)
+    for column in ("confidence", "evidence", "paths", "weight"):
+        assert column in listed.splitlines()[0]
+
+
 def test_versions_are_listed_and_gone_back_to(cli: Cli, home: Path) -> None:
     found = cli("strategies", "versions", "--json").json["versions"]
     assert [(each["version"], each["current"]) for each in found] == [(0, False), (2, False), (4, True)]

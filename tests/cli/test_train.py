@@ -95,7 +95,7 @@ def test_json_has_null_where_there_is_no_number(capsys: pytest.CaptureFixture[st
         (("two-nod",), "there is no recipe 'two-nod'. Did you mean two-node?"),
         (("two-node", "--arm", "x"), "has no arm 'x'. There are: per-role, broadcast"),
         (("two-node", "--steps", "0"), "'--steps'"),
-        (("two-node", "--group-size", "1"), "'--group-size'"),
+        (("two-node", "--group-size", "1"), "group_size = 1 is too small: it must be at least 2"),
         (("two-node", "--temperature", "0"), "temperature = 0.0 must be a number above 0"),
         (("two-node", "--learning-rate", "nan"), "learning_rate = nan must be a number above 0"),
         (("two-node", "--resume"), "runs/two-node-per-role-s0 holds no run to go on with. Start it without --resume"),

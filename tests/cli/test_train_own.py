@@ -12,6 +12,7 @@ pytest.importorskip("torch")
 pytest.importorskip("trl")
 
 from memweave.recipes.memento import offline
+from memweave.recipes.run_file import LOCK, held
 
 if TYPE_CHECKING:
     from tests.cli.conftest import Cli
@@ -82,6 +83,17 @@ def test_a_stream_is_played_and_its_q_function_kept(cli: Cli, tmp_path: Path) ->
     assert not (tmp_path / "other").exists()
 
 
+def test_one_process_at_a_time_runs_in_a_folder(cli: Cli, tmp_path: Path) -> None:
+    small = ("train", "graph-memory-build", "--base", "script", "--tasks", "2", "--out", "built")
+    assert cli(*small).code == 0
+    with held(tmp_path / "built"):
+        refused = cli(*small, "--resume")
+        assert (refused.code, "another process runs in built" in refused.err) == (2, True), refused.err
+    assert not (tmp_path / "built" / LOCK).exists()
+    (tmp_path / "built" / LOCK).touch()  # of a process that was killed
+    assert cli(*small, "--resume").code == 0
+
+
 def test_a_graph_is_built_its_weights_are_trained_and_both_go_on(cli: Cli, tmp_path: Path) -> None:
     small = ("--base", "script", "--tasks", "6", "--group-size", "2")
     done = cli("train", "graph-memory-build", *small, "--out", "built")
@@ -93,7 +105,10 @@ def test_a_graph_is_built_its_weights_are_trained_and_both_go_on(cli: Cli, tmp_p
     on = ("train", "graph-memory-weights", "--base", "script", "--data", "built", "--tasks", "4", "--steps", "1")
     found = cli(*on, "--out", "trained", "--json")
     assert found.code == 0, found.err
-    assert (found.json["recipe"], found.json["arm"], found.json["updates"]) == ("graph-memory-weights", "chosen", 4)
+    assert (found.json["recipe"], found.json["arm"]) == ("graph-memory-weights", "even")
+    assert (
+        found.json["rollouts"] == found.json["updates"] + 4
+    )  # all strategies of a question against one rollout without
     assert found.json["made"]["build_rollouts"] == 12
     for name in ("graph.jsonl", "log.jsonl", "curves.png", "run.json"):
         assert (tmp_path / "trained" / name).is_file()
@@ -104,12 +119,26 @@ def test_a_graph_is_built_its_weights_are_trained_and_both_go_on(cli: Cli, tmp_p
         ("--out", "trained"): "trained is not empty",
         ("--out", "trained", "--resume", "--learning-rate", "9"): "learning_rate: None then, 9.0 now",
         ("--out", "trained", "--resume", "--seed", "1"): "seed: 0 then, 1 now",
+        ("--out", "trained", "--resume", "--temperature", "0"): "temperature: None then, 0.0 now",
+        ("--out", "other", "--learning-rate", "-1"): "learning_rate = -1.0: give a number above 0",
+        ("--out", "other", "--temperature", "nan"): "temperature is 0 (greedy) or above, not nan",
+        ("--out", "other", "--temperature", "-1"): "temperature is 0 (greedy) or above, not -1.0",
+        ("--out", "other", "--data", "trained"): "the weights of trained are trained already (even)",
         ("--out", "other", "--arm", "coarse"): "holds paths of the machine cognitive, and arm coarse is about coarse",
-        ("--out", "other", "--arm", "best"): "has no arm 'best'. There are: chosen, faithful",
+        ("--out", "other", "--arm", "best"): "has no arm 'best'. There are: even, chosen",
         ("--out", "other", "--data", "nowhere"): "nowhere holds no graph of FSM-QA",
     }.items():
         refused = cli(*on, *wrong)
         assert (refused.code, why in refused.err) == (2, True), refused.err
     assert not (tmp_path / "other").exists()
+    evaluated = cli(
+        "eval", "world", "fsmqa", "--policy", "script", "--episodes", "2", "--graph", "built", "--agent", "trained"
+    )
+    assert (evaluated.code, "the weights of built are not trained" in evaluated.err) == (2, True)
+    useless = cli("eval", "world", "fsmqa", "--policy", "script", "--graph", "trained", "--build-questions", "3")
+    assert (useless.code, "--build-questions is about a graph made on the spot" in useless.err) == (2, True)
+    within = cli("strategies", "list", "--home", "trained", "--user", "fsmqa")
+    assert (within.code, "There is one at trained/memory: --home trained/memory" in within.err) == (2, True)
+    assert not (tmp_path / "trained" / "ledger.sqlite").exists()
     missing = cli("train", "graph-memory-grpo", "--arm", "trained", "--base", "nowhere", "--out", "other")
     assert (missing.code, "nowhere is no folder" in missing.err) == (2, True)

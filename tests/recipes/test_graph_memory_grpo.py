@@ -58,7 +58,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Kept:
 @pytest.fixture(scope="module")
 def trained(built: Kept, tmp_path_factory: pytest.TempPathFactory) -> Kept:
     folder = tmp_path_factory.mktemp("trained")
-    return train(folder, built, WeightsSettings(queries=6, epochs=1, val=0), FSMQAScript()).kept
+    return train(folder, built, WeightsSettings(arm="chosen", queries=6, epochs=1, val=0), FSMQAScript()).kept
 
 
 def run(arm: str, policy: PolicyFolder, out: Path, data: Path | None, **more: Any) -> RecipeResult:
@@ -70,6 +70,13 @@ def cell(result: RecipeResult, name: str) -> Mapping[str, Any]:
     found = result.test[name]
     assert isinstance(found, dict)
     return found
+
+
+def test_a_graph_that_nothing_would_be_done_with_is_refused(
+    policy: PolicyFolder, trained: Kept, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match="arm plain has no memory in its prompts; leave out --data"):
+        run("plain", policy, tmp_path / "run", trained.folder)
 
 
 def test_prompts_have_the_advice_of_the_graph_and_only_sampled_tokens_are_trained_on(

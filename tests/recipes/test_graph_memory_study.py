@@ -35,7 +35,7 @@ from memweave.recipes.graph_memory.weighing import WEIGHTS_ARMS, WeightsSettings
 from memweave.worlds.fsmqa import KINDS, score
 
 SMALL = BuildSettings(queries=20, samples=4)
-FEW = WeightsSettings(queries=20, epochs=2, val=8, learning_rate=0.1)
+FEW = WeightsSettings(arm="chosen", queries=20, epochs=2, val=8, learning_rate=0.1)
 
 
 def weights(kept: Kept) -> list[float]:
@@ -286,6 +286,15 @@ def test_every_strategy_is_tried_on_a_question_and_a_cut_changes_nothing(built: 
     assert weights(found.kept) == pytest.approx(weights(whole.kept))
 
 
+def test_by_default_all_strategies_are_tried_and_count_nearly_alike(built: Built, tmp_path: Path) -> None:
+    found = train(_made(tmp_path / "w"), built.kept, WeightsSettings(queries=6, val=0), FSMQAScript())
+    rows = [json.loads(line) for line in (found.kept.folder / weighing.LOG).read_text().splitlines()]
+    for question in {row["query_id"] for row in rows}:
+        probabilities = [row["probability"] for row in rows if row["query_id"] == question]
+        assert sum(probabilities) == pytest.approx(1, abs=0.02)  # weights move a little from step to step
+        assert max(probabilities) < 1.5 * min(probabilities)
+
+
 def test_arms_differ_from_the_chosen_one_in_what_they_are_called_after() -> None:
     chosen = WEIGHTS_ARMS["chosen"]
     assert replace(WEIGHTS_ARMS["with-only"], estimator="gap") == chosen
@@ -388,7 +397,7 @@ def test_without_a_graph_each_seed_makes_one(tmp_path: Path) -> None:
         episodes=6,
         seeds=2,
         build=BuildSettings(queries=10, samples=4),
-        weights=WeightsSettings(queries=6, epochs=1),
+        weights=WeightsSettings(arm="chosen", queries=6, epochs=1),
     )
     found = evaluate_fsmqa(settings, "script")
     assert set(found.graphs) == {"0", "1"}

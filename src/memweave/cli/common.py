@@ -67,11 +67,16 @@ def session(*, create: bool = False, roles: Sequence[str] = (), **options: objec
 
 def need_folder(settings: Settings) -> None:
     """Raise `UsageError` when there is nothing yet where the settings point: reading must not make a data folder."""
-    if settings.ledger_url is None and not settings.home.exists():
-        raise UsageError(
-            f"there is no data folder at {settings.home}. Make one with `memweave remember FILE --user NAME`, "
-            "or name another with --home."
-        )
+    from memweave.memory_stores.opening import LEDGER
+
+    if settings.ledger_url is not None or (settings.home / LEDGER).exists():
+        return
+    within = [each.parent for each in sorted(settings.home.glob(f"*/{LEDGER}"))]
+    raise UsageError(
+        f"there is no data folder at {settings.home}. "
+        + (f"There is one at {within[0]}: --home {within[0]}" if within else
+           "Make one with `memweave remember FILE --user NAME`, or name another with --home.")
+    )  # fmt: skip
 
 
 def hand_out(

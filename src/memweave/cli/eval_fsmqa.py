@@ -10,6 +10,7 @@ import typer
 from memweave.cli import render
 from memweave.cli.common import AsJson
 from memweave.cli.eval import progress_bar
+from memweave.errors import UsageError
 
 if TYPE_CHECKING:
     from memweave.recipes.graph_memory.evaluation import FSMQAResult
@@ -70,8 +71,13 @@ def fsmqa(
         ),
     ] = 0,
     weights_arm: Annotated[
-        str, typer.Option("--weights-arm", metavar="ARM", help="Of graph-memory-weights, for a graph made on the spot.")
-    ] = "chosen",
+        str | None,
+        typer.Option(
+            "--weights-arm",
+            metavar="ARM",
+            help="Of graph-memory-weights, for a graph made on the spot.  [default: its first]",
+        ),
+    ] = None,
     build_questions: Annotated[
         int | None,
         typer.Option(
@@ -96,9 +102,16 @@ def fsmqa(
     from memweave.recipes.graph_memory.arms import SHOWN
     from memweave.recipes.graph_memory.building import BuildSettings
     from memweave.recipes.graph_memory.evaluation import DEFAULT_ARMS, FSMQAEvalSettings, evaluate_fsmqa
-    from memweave.recipes.graph_memory.weighing import WeightsSettings
+    from memweave.recipes.graph_memory.weighing import DEFAULT_ARM, WeightsSettings
     from memweave.recipes.running import FSMQA_BASE
 
+    made = {
+        "--weights-arm": weights_arm,
+        "--build-questions": build_questions,
+        "--weights-questions": weights_questions,
+    }
+    if graph and (useless := [name for name, value in made.items() if value is not None]):
+        raise UsageError(f"{useless[0]} is about a graph made on the spot, and --graph gives one. Leave out either")
     settings = FSMQAEvalSettings(
         arms=tuple(agent or DEFAULT_ARMS),
         splits=cast("tuple[Split, ...]", tuple(split or ("test",))),
@@ -108,7 +121,7 @@ def fsmqa(
         first_seed=first_seed,
         seeds=seeds,
         utility=utility,
-        weights=WeightsSettings(arm=weights_arm, queries=weights_questions),
+        weights=WeightsSettings(arm=weights_arm or DEFAULT_ARM, queries=weights_questions),
         build=BuildSettings(queries=build_questions),
     )
     with progress_bar() as report:

@@ -39,7 +39,7 @@ SIGNS: Final[dict[OpKind, tuple[str, str]]] = {
     OpKind.NOOP: ("=", "dim"),
 }
 _FOLDED: Final = frozenset(
-    {"memory", "text", "before -> after", "reason", "question", "answer", "graph", "run", "task"}
+    {"memory", "text", "before -> after", "reason", "question", "answer", "graph", "run", "task", "summary"}
 )
 """Columns that go on in a second line where the terminal is too narrow; the others are never cut for them."""
 _HIDDEN_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})

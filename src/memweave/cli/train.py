@@ -13,6 +13,7 @@ from memweave.cli import render
 from memweave.cli.common import AsJson, Home
 from memweave.errors import NotInstalledError, UsageError
 from memweave.recipes.recipe import RUN_FILE, TRACES
+from memweave.recipes.run_file import LOCK, held
 
 if TYPE_CHECKING:
     from memweave.recipes import OwnRecipe, RecipeResult
@@ -37,7 +38,7 @@ def train(
     ] = None,
     group_size: Annotated[
         int | None,
-        typer.Option("--group-size", min=2, metavar="N", help="Episodes per task.  [default: the recipe's]"),
+        typer.Option("--group-size", min=1, metavar="N", help="Episodes per task.  [default: the recipe's]"),
     ] = None,
     learning_rate: Annotated[
         float | None, typer.Option("--learning-rate", metavar="RATE", help="Of AdamW.  [default: the recipe's]")
@@ -175,7 +176,8 @@ def _run_own(recipe: OwnRecipe, arm: str, seed: int, out: Path | None, given: di
     options = {name.replace("-", "_"): value for name, value in given.items()}
     say = (lambda line: None) if as_json else render.note
     try:
-        result = recipe.run(OwnRun(out=folder, arm=arm, seed=seed, say=say, **options))
+        with held(folder):
+            result = recipe.run(OwnRun(out=folder, arm=arm, seed=seed, say=say, **options))
     except BaseException:
         with suppress(OSError):  # a run that made nothing leaves nothing
             folder.rmdir()
@@ -191,7 +193,7 @@ def _check_folder(folder: Path, *, resume: bool) -> None:
     """Raise `UsageError` for a folder in use, or for one without a run to go on with."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder} is a file. Name a folder with --out")
-    used = folder.exists() and any(folder.iterdir())
+    used = folder.exists() and any(each.name != LOCK for each in folder.iterdir())
     if used and not resume:
         raise UsageError(f"{folder} is not empty. Go on with its run (--resume), or choose another --out")
     if resume and not any((folder / name).exists() for name in (RUN_FILE, TRACES)):

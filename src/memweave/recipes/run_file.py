@@ -5,16 +5,48 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from memweave.errors import FormatError, SettingsError
+from memweave.errors import ConflictError, FormatError, SettingsError
 from memweave.recipes.recipe import RUN_FILE, TrainSettings
 
 RUN_FORMAT: Final = 1
 MAY_CHANGE: Final = frozenset({"steps", "concurrency", "save_every"})
 """Settings that change nothing about a step: a run may go on for longer, faster, and save elsewhere."""
+
+
+LOCK: Final = ".lock"
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from running in `folder` meanwhile; the kernel lets go when this one ends, however it ends.
+
+    Raises `ConflictError` when another one runs there.
+    """
+    import fcntl
+
+    path = folder / LOCK
+    while True:
+        file = path.open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ConflictError(
+                f"another process runs in {folder}. Wait until it has ended, or choose another folder"
+            ) from None
+        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            break
+        file.close()  # the other one ended, and removed its lock, after this one had opened it
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
 
 
 def claim(

@@ -25,7 +25,7 @@ from memweave.recipes.recipe import (
     Staging,
     TrainSettings,
 )
-from memweave.recipes.run_file import claim
+from memweave.recipes.run_file import claim, held
 from memweave.recipes.run_scores import by_step, mean_score, parts, scores, zero_std
 from memweave.serving import DEFAULT_ROLE, PolicyServer
 from memweave.serving.adapters import check_adapter, check_weights, is_adapter
@@ -64,8 +64,8 @@ def run_recipe(recipe: Recipe, settings: TrainSettings, place: Place, *, arm: st
     """Train as `recipe` says and return what came of it; everything made is under `place.out`.
 
     Raises `SettingsError` for an unknown arm, or a resumed run with other settings; `InputError` for a bad base or partner;
-    `UnavailableError`, `ServerSetupError` when the policy server cannot be used; `OperationError` when weights that
-    should be frozen changed.
+    `ConflictError` when another process runs in that folder; `UnavailableError`, `ServerSetupError` when the policy server
+    cannot be used; `OperationError` when weights that should be frozen changed.
     """
     arm = arm or next(iter(recipe.arms))
     chosen = recipe.arm(arm)
@@ -79,6 +79,7 @@ def run_recipe(recipe: Recipe, settings: TrainSettings, place: Place, *, arm: st
     with ExitStack() as opened:
         server = opened.enter_context(open_server(place))
         place.out.mkdir(parents=True, exist_ok=True)
+        opened.enter_context(held(place.out))
         claim(place.out, recipe=recipe.name, arm=arm, base=base.version, partner=partner, settings=settings)
         if place.partner is not None:
             server.publish(place.partner, run=run, role=FROZEN)

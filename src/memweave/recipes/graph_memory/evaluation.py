@@ -136,6 +136,13 @@ def evaluate_fsmqa(
     if graphs and len(graphs) != settings.seeds:
         raise InputError(f"{len(graphs)} graphs for {settings.seeds} seeds: give one for each seed, or none")
     found = [Kept.find(place) for place in graphs]
+    if "trained" in settings.arms:
+        for given in found:
+            if given.made.weights_arm is None:
+                raise SettingsError(
+                    f"the weights of {given.folder} are not trained, so there is no agent 'trained'. Train them: "
+                    f"memweave train graph-memory-weights --data {given.folder} --out FOLDER; or name other agents"
+                )
     began = time.perf_counter()
     marks: dict[tuple[str, Split, int, float], dict[str, list[Measured]]] = {}
     made: dict[str, Mapping[str, object]] = {}

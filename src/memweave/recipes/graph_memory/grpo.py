@@ -50,6 +50,8 @@ TESTS: Final[Mapping[str, tuple[Split, float]]] = {
 def stage(given: Staging) -> Stage:
     """Return what an arm is trained on."""
     settings = given.settings
+    if ADVISED[given.arm] == NONE and given.place.data is not None:
+        raise SettingsError(f"arm {given.arm} has no memory in its prompts; leave out --data {given.place.data}")
     train_on = questions("rl", TRAIN_TASKS, settings.seed)
     held_out = questions("val", settings.eval_tasks, settings.seed)
     kept = None if ADVISED[given.arm] == NONE else memory(given)
@@ -110,14 +112,13 @@ def memory(given: Staging) -> Kept:
     if source is not None:
         if (folder / MADE).exists() and Kept.find(folder).made != source.made:
             raise SettingsError(f"{place.out} was begun with another graph than {place.data}. Start a new run")
+        if given.arm == "trained" and source.made.weights_arm is None:
+            raise SettingsError(f"the weights of {place.data} are not trained: memweave train graph-memory-weights")
         folder.mkdir(parents=True, exist_ok=True)
         for name in (GRAPH, PACKED, TRAJECTORIES, MADE):
             if (source.folder / name).exists():
                 shutil.copy(source.folder / name, folder / name)
-        source = Kept.find(folder)
-        if given.arm == "trained" and source.made.weights_arm is None:
-            raise SettingsError(f"the weights of {place.data} are not trained: memweave train graph-memory-weights")
-        return source
+        return Kept.find(folder)
     if (folder / MADE).exists():
         return Kept.find(folder)
     seed, model = given.settings.seed, given.base_at("agent", 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -43,8 +44,10 @@ def player(
 
     base: the policy that plays `base`, and that adapters belong to.  seed: of sampling.
 
-    Raises `SettingsError` for an unknown name, `InputError` for a folder that holds no policy.
+    Raises `SettingsError` for an unknown name or a temperature below 0, `InputError` for a folder that holds no policy.
     """
+    if not 0 <= temperature < math.inf:
+        raise SettingsError(f"temperature is 0 (greedy) or above, not {temperature}")
     if name in (SCRIPT, DEAF):
         return FSMQAScript(seed=seed if temperature else None, compliance=0.0 if name == DEAF else None)
     provider, colon, _ = name.partition(":")

@@ -30,12 +30,15 @@ def run_build(asked: OwnRun) -> Built:
     settings = own if asked.group_size is None else BuildSettings(**{**asdict(own), "samples": asked.group_size})
     with ExitStack() as opened:
         model = _player(asked, opened)
-        claim_run(asked.out, {"recipe": "graph-memory-build", "base": _name(asked), **asdict(settings)})
+        claim_run(asked.out, {"recipe": "graph-memory-build", **_player_of(asked), **asdict(settings)})
         return built(asked.out, settings, model, asked)
 
 
 def run_weights(asked: OwnRun) -> Trained:
-    """Train the weights of a graph: of the one given, or of one that is built first. With `resume`, goes on where it was."""
+    """Train the weights of a graph: of the one given, or of one that is built first. With `resume`, goes on where it was.
+
+    Raises `SettingsError` for a graph of another machine, and for one whose weights are trained already.
+    """
     settings = WeightsSettings(
         arm=asked.arm,
         seed=asked.seed,
@@ -52,10 +55,13 @@ def run_weights(asked: OwnRun) -> Trained:
             raise SettingsError(
                 f"{asked.data} holds paths of the machine {start.made.reading.machine}, and arm {asked.arm} is about {machine}"
             )
-        data = None if start is None else asdict(start.made)
-        claim_run(
-            asked.out, {"recipe": "graph-memory-weights", "base": _name(asked), "graph": data, **asdict(settings)}
-        )
+        if start is not None and start.made.weights_arm is not None:
+            raise SettingsError(
+                f"the weights of {asked.data} are trained already ({start.made.weights_arm}). Give the graph as it was built, or make one: "
+                "memweave train graph-memory-build"
+            )
+        about = {} if start is None else {f"graph {name}": value for name, value in asdict(start.made).items()}
+        claim_run(asked.out, {"recipe": "graph-memory-weights", **_player_of(asked), **about, **asdict(settings)})
         if start is None:
             own = BuildSettings(arm=settings.of_arm().build, seed=asked.seed)
             start = built(asked.out / BUILT, own, model, asked).kept
@@ -78,6 +84,11 @@ def _player(asked: OwnRun, opened: ExitStack) -> BaseChatModel:
     temperature = 1.0 if asked.temperature is None else asked.temperature
     name = BASE if asked.base is None else str(asked.base)
     return player(name, opened, base=FSMQA_BASE, temperature=temperature, seed=asked.seed)
+
+
+def _player_of(asked: OwnRun) -> dict[str, object]:
+    """Return what a run says of who plays, so that it goes on with the same."""
+    return {"base": _name(asked), "temperature": asked.temperature}
 
 
 def _name(asked: OwnRun) -> str:

@@ -65,32 +65,37 @@ class WeightsArm:
 
 
 CHOSEN: Final = WeightsArm(learning_rate=0.01)
+"""What most of the study was done with; its variants differ in one thing."""
 WEIGHTS_ARMS: Final[dict[str, WeightsArm]] = {
+    "even": WeightsArm(learning_rate=200.0, reading=Reading(temperature=200.0), every=True),
     "chosen": CHOSEN,
     "faithful": WeightsArm(learning_rate=0.05),
     "gentle": WeightsArm(learning_rate=0.003),
     "spread": WeightsArm(learning_rate=0.02, reading=Reading(temperature=5.0), epochs=3),
     "tempered": WeightsArm(learning_rate=0.03, reading=Reading(temperature=3.0), epochs=3),
     "every": WeightsArm(learning_rate=10.0, reading=Reading(temperature=10.0), every=True, queries=300),
-    "even": WeightsArm(learning_rate=200.0, reading=Reading(temperature=200.0), every=True),
     "with-only": replace(CHOSEN, estimator="with-only"),
     "n4": replace(CHOSEN, samples=4),
     "probe": replace(CHOSEN, build="probe"),
     "coarse": replace(CHOSEN, build="coarse", reading=replace(CHOSEN.reading, machine="coarse")),
     "normalised": replace(CHOSEN, reading=Reading(degree_normalised=True)),
 }
-"""chosen: what was chosen on `val` (docs/log.md). faithful: section 2.5 as it stands. gentle: the same with a smaller learning rate.
-spread: other strategies are tried more often. tempered: between chosen and spread, chosen on `val` for the order of all strategies
-and not only for the first. every: the expected gradient instead of a drawn one, on 300 questions. even: the same at a temperature
-where all strategies of a question count nearly alike, on all questions. with-only, n4: other estimators of the gap (D6). probe: on
-a graph with random strategies among the others. coarse: the smaller machine (B1). normalised: rho divided by degrees."""
+"""even: all strategies of a question, which count nearly alike, expected gradient: finds the first and orders the others
+(docs/log.md). chosen: one that is drawn; a seventh of the rollouts, and as good a first strategy. faithful: section 2.5 as it
+stands. gentle: the same with a smaller learning rate. spread: other strategies are tried more often. tempered: between chosen and
+spread. every: as even, at a temperature where the leading one counts most, on 300 questions. with-only, n4: other estimators of the
+gap (D6). probe: on a graph with random strategies among the others. coarse: the smaller machine (B1). normalised: rho divided by
+degrees."""
+
+
+DEFAULT_ARM: Final = next(iter(WEIGHTS_ARMS))
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsSettings:
     """How much is played."""
 
-    arm: str = "chosen"
+    arm: str = DEFAULT_ARM
     seed: int = 0
     queries: int | None = None
     """By default the arm's."""
@@ -106,6 +111,7 @@ class WeightsSettings:
         if self.arm not in WEIGHTS_ARMS:
             known = ", ".join(WEIGHTS_ARMS)
             raise SettingsError(f"graph-memory-weights has no arm {self.arm!r}. There are: {known}")
+        self.of_arm().learner()  # refuses a learning rate that is none
 
     def of_arm(self) -> WeightsArm:
         """Return the arm with what is given instead of its own."""
