@@ -6,6 +6,7 @@ clamped to 30..85; a strategy's begins where its kind does, unless the model giv
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Final
 
@@ -185,9 +186,9 @@ def _sentence(given: JsonValue, what: str) -> str:
 
 def _score(given: JsonValue, start: int) -> int:
     """Return a score within its bounds; `start` where none was given."""
-    if isinstance(given, bool) or not isinstance(given, int | float):
+    if isinstance(given, bool) or not isinstance(given, int | float) or math.isnan(given):
         return start
-    return max(MIN_SCORE, min(MAX_SCORE, round(given)))
+    return round(max(MIN_SCORE, min(MAX_SCORE, given)))
 
 
 def _check_words(text: str, request: InductionRequest, machine: Machine) -> None:

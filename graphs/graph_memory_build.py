@@ -40,6 +40,7 @@ from memweave.graphs.graph_memory_induction import (
     Material,
     Taught,
     Walked,
+    enter,
     log_of,
     source_of_runs,
     taught,
@@ -216,7 +217,7 @@ class Building:
     # into the graph
 
     def add(self, state: BuildState, config: RunnableConfig) -> BuildState:
-        """Add the next query, its paths and the edges, and find out what they allow."""
+        """Find out what the paths of the next query allow; where they allow nothing, it is put into the graph at once."""
         return self._added(state, self.memory.get(), current_scope(self.scope))
 
     async def aadd(self, state: BuildState, config: RunnableConfig) -> BuildState:
@@ -230,6 +231,7 @@ class Building:
         material = self.induction.material(memory, first.task, first.outcomes, source, scope=scope, run=self.player.run)
         update: BuildState = {"batch": rest, "material": material, "draft": None}
         if material.case == "none":
+            enter(memory, material, scope=scope)
             update["rows"] = [taught(material, "none", "only right answers")]
         return update
 
@@ -251,7 +253,7 @@ class Building:
         return {"draft": draft, "failures": [draft.failure] if draft.failure else []}
 
     def write(self, state: BuildState, config: RunnableConfig) -> BuildState:
-        """Write the strategy (a new one, or the one that it matches), and link the paths that it was made of."""
+        """Write the query, its paths and the edges, and the strategy (a new one, or the one that it matches) with links to it."""
         return self._said(self._written(state, self.memory.get(), current_scope(self.scope)))
 
     async def awrite(self, state: BuildState, config: RunnableConfig) -> BuildState:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from memweave.agents.path_mapper import MapperLike, as_mapper
 from memweave.agents.run_log import RunLog, read_trace
 from memweave.agents.strategist import StrategistLike, as_strategist
-from memweave.errors import ConflictError, InputError, RewardError
+from memweave.errors import ConflictError, InputError, RewardError, UnavailableError, UsageError
 from memweave.graph_records import RolloutOutcome, Strategy
 from memweave.graphs.agemem_state import ROLE
 from memweave.graphs.graph_memory_guidance import check_machine
@@ -25,6 +25,7 @@ from memweave.graphs.graph_memory_induction import (
     Material,
     Taught,
     Walked,
+    enter,
     log_of_record,
     source_of_runs,
     taught,
@@ -35,7 +36,7 @@ from memweave.graphs.graph_memory_play import Failure, QueryTask, name_of
 from memweave.graphs.graph_memory_state import RolloutRecord
 from memweave.memory_stores.strategy_graph import StrategyGraph
 from memweave.records import Record, Scope
-from memweave.tracing.records import Trace
+from memweave.tracing.records import ChatMessage, Trace
 
 FinishedRun = RolloutRecord | Trace | Mapping[str, Any]
 """A run that is over: its record, what the agent returned, or its trace."""
@@ -62,6 +63,8 @@ class Lesson:
     log: RunLog
     run: str
     trace_id: str | None = None
+    fresh: bool = False
+    """Whether the query must not be in the graph yet, not even by this very run."""
 
 
 @dataclass(frozen=True)
@@ -75,36 +78,61 @@ class Learning:
     pairing: Pairing | None = None
 
     def learn(self, memory: StrategyGraph, lesson: Lesson, *, scope: Scope) -> Learned:
-        """Put a run into the graph, make of it what can be made, and measure a gap where that is allowed."""
+        """Put a run into the graph, make of it what can be made, and measure a gap where that is allowed.
+
+        What goes wrong is in `failures`: the answer stands whatever becomes of the lesson. Raises `ConflictError` for a lesson that
+        has to be new and is not.
+        """
         name = name_of(lesson.task)
+        if (known := self._known(memory, lesson, scope)) is not None:
+            return known
         walked = self.induction.walked(lesson.log, lesson.trace_id, name)
-        found = Learned(query_id=name)
         if isinstance(walked, Failure):
-            found = found.model_copy(update={"failures": (walked,)})
+            found = Learned(query_id=name, failures=(walked,))
         else:
             material, existing = self._prepared(memory, lesson, walked, scope)
             draft = None if material.case == "none" else self.induction.draft(material, existing, lesson.run)
-            found = _told(memory, found, walked, material, draft, scope)
-        if self.pairing is None:
+            found = _told(memory, lesson, walked, material, draft, scope)
+        if self.pairing is None or _away(found):
             return found
-        rows, failures = self.pairing.try_out(memory, lesson.task, scope=scope, run=lesson.run)
+        try:
+            rows, failures = self.pairing.try_out(memory, lesson.task, scope=scope, run=lesson.run)
+        except (UnavailableError, UsageError) as error:
+            rows, failures = [], (_unpaired(name, error),)
         return _updated(found, rows, failures)
 
     async def alearn(self, memory: StrategyGraph, lesson: Lesson, *, scope: Scope) -> Learned:
         """Do what `learn` does, without blocking."""
         name = name_of(lesson.task)
+        if (known := await asyncio.to_thread(self._known, memory, lesson, scope)) is not None:
+            return known
         walked = await self.induction.awalked(lesson.log, lesson.trace_id, name)
-        found = Learned(query_id=name)
         if isinstance(walked, Failure):
-            found = found.model_copy(update={"failures": (walked,)})
+            found = Learned(query_id=name, failures=(walked,))
         else:
             material, existing = await asyncio.to_thread(self._prepared, memory, lesson, walked, scope)
             draft = None if material.case == "none" else await self.induction.adraft(material, existing, lesson.run)
-            found = await asyncio.to_thread(_told, memory, found, walked, material, draft, scope)
-        if self.pairing is None:
+            found = await asyncio.to_thread(_told, memory, lesson, walked, material, draft, scope)
+        if self.pairing is None or _away(found):
             return found
-        rows, failures = await self.pairing.atry_out(memory, lesson.task, scope=scope, run=lesson.run)
+        try:
+            rows, failures = await self.pairing.atry_out(memory, lesson.task, scope=scope, run=lesson.run)
+        except (UnavailableError, UsageError) as error:
+            rows, failures = [], (_unpaired(name, error),)
         return _updated(found, rows, failures)
+
+    @staticmethod
+    def _known(memory: StrategyGraph, lesson: Lesson, scope: Scope) -> Learned | None:
+        """Return that nothing is learned of a query that another run has put into the graph; `None` when something may be."""
+        name = name_of(lesson.task)
+        known = memory.query(name, scope=scope)
+        if known is None or (known.run_id == lesson.run and known.text == lesson.task.text and not lesson.fresh):
+            return None  # in the graph by this very run: it broke off, and is gone on with
+        if lesson.fresh:
+            raise ConflictError(f"the query {name!r} is in the graph already: a run is learned from once")
+        text = "" if known.text == lesson.task.text else ", with another text"
+        reason = f"the query {name!r} is in the graph already{text}, and only its first run is kept"
+        return Learned(query_id=name, failures=(Failure(kind="duplicate", reason=reason, query_id=name),))
 
     def _prepared(
         self, memory: StrategyGraph, lesson: Lesson, walked: Walked, scope: Scope
@@ -115,16 +143,28 @@ class Learning:
 
 
 def _told(
-    memory: StrategyGraph, found: Learned, walked: Walked, material: Material, draft: Draft | None, scope: Scope
+    memory: StrategyGraph, lesson: Lesson, walked: Walked, material: Material, draft: Draft | None, scope: Scope
 ) -> Learned:
-    """Return what was learned, with the draft written."""
-    row = (
-        taught(material, "none", "a right answer alone teaches nothing; the path is kept")
-        if draft is None
-        else write_draft(memory, material, draft, scope=scope)
+    """Return what was learned, with the query and the draft written."""
+    found = Learned(query_id=material.name)
+    if draft is None:
+        enter(memory, material, scope=scope, fresh=lesson.fresh)
+        row = taught(material, "none", "a right answer alone teaches nothing; the path is kept")
+        return found.model_copy(update={"outcome": walked.outcome, "taught": row})
+    row = write_draft(memory, material, draft, scope=scope, fresh=lesson.fresh)
+    found = found.model_copy(update={"taught": row, "failures": (draft.failure,) if draft.failure else ()})
+    return found if _away(found) else found.model_copy(update={"outcome": walked.outcome})
+
+
+def _away(found: Learned) -> bool:
+    """Return whether nothing was kept of a run since a server was away: what it teaches can be learned later."""
+    return any(each.kind == "unavailable" for each in found.failures)
+
+
+def _unpaired(name: str, error: Exception) -> Failure:
+    return Failure(
+        kind="unavailable" if isinstance(error, UnavailableError) else "error", reason=str(error), query_id=name
     )
-    failures = (draft.failure,) if draft and draft.failure else ()
-    return found.model_copy(update={"outcome": walked.outcome, "taught": row, "failures": failures})
 
 
 def _updated(found: Learned, rows: Sequence[WeightRow], failures: tuple[Failure, ...]) -> Learned:
@@ -157,7 +197,6 @@ def record_feedback(
     is in the graph already, `InputError` for what is no finished run.
     """
     learning, lesson = _lesson(memory, run, reward, mapper, strategist, positive, borrow, pairing)
-    _refuse_known(memory, lesson, scope)
     return learning.learn(memory, lesson, scope=scope)
 
 
@@ -175,7 +214,6 @@ async def arecord_feedback(
 ) -> Learned:
     """Do what `record_feedback` does, without blocking."""
     learning, lesson = _lesson(memory, run, reward, mapper, strategist, positive, borrow, pairing)
-    await asyncio.to_thread(_refuse_known, memory, lesson, scope)
     return await learning.alearn(memory, lesson, scope=scope)
 
 
@@ -199,7 +237,7 @@ def _lesson(
         paths, as_strategist(strategist, paths.machine), positive=positive, borrow=borrow, same_text=True
     )
     lesson = lesson_of_trace(run, reward) if isinstance(run, Trace) else lesson_of(_record_in(run), reward)
-    return Learning(induction, pairing), lesson
+    return Learning(induction, pairing), replace(lesson, fresh=True)
 
 
 def lesson_of(record: RolloutRecord, reward: float) -> Lesson:
@@ -210,8 +248,21 @@ def lesson_of(record: RolloutRecord, reward: float) -> Lesson:
         query_id=record.about.task_id or f"run:{record.run_id}",
         ground_truth=record.about.ground_truth,
         family=record.about.family,
+        history=_before(record),
     )
     return Lesson(task, log, record.run_id)
+
+
+def _before(record: RolloutRecord) -> tuple[ChatMessage, ...]:
+    """Return what user and agent had said when the question was asked."""
+    asked = next(
+        (place for place, said in enumerate(record.dialogue) if said.role == "user" and said.text == record.query), 0
+    )
+    return tuple(
+        said
+        for said in record.dialogue[:asked]
+        if said.role in ("user", "assistant") and not said.text.startswith("<advice>")
+    )
 
 
 def lesson_of_trace(trace: Trace, reward: float) -> Lesson:
@@ -222,13 +273,7 @@ def lesson_of_trace(trace: Trace, reward: float) -> Lesson:
 
 
 def _record_in(run: RolloutRecord | Mapping[str, Any]) -> RolloutRecord:
-    record = run if isinstance(run, RolloutRecord) else run.get("record")
+    record = run.get("record") if isinstance(run, Mapping) else run
     if not isinstance(record, RolloutRecord):
         raise InputError("This is no finished run: it has no record. Pass what the agent returned at its end")
     return record
-
-
-def _refuse_known(memory: StrategyGraph, lesson: Lesson, scope: Scope) -> None:
-    name = name_of(lesson.task)
-    if memory.query(name, scope=scope) is not None:
-        raise ConflictError(f"the query {name!r} is in the graph already: a run is learned from once")

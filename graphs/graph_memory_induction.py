@@ -18,7 +18,7 @@ import numpy as np
 
 from memweave.agents.leaks import Source
 from memweave.agents.path_mapper import Mapped, PathMapper, UnmappedRun
-from memweave.agents.run_log import Call, RunLog, read_run
+from memweave.agents.run_log import Call, Round, RunLog, read_run
 from memweave.agents.strategist import Induced, InductionRequest, NoStrategy, Strategist, source_of
 from memweave.errors import InputError, UnavailableError
 from memweave.graph_records import (
@@ -46,6 +46,10 @@ none: the outcomes allow nothing."""
 
 OTHERS: Final = 8
 """Similar queries that are looked at."""
+REPEATED: Final = 64
+"""Queries among which those with the very same text are looked for: a popular one is asked often."""
+MARK: Final = 256
+"""Characters of the name under which a strategy is logged."""
 
 
 class Walked(Record):
@@ -62,6 +66,9 @@ class Material(Record):
     task: QueryTask
     name: Name
     """Of the query in the graph."""
+    query: NewQuery
+    outcomes: tuple[RolloutOutcome, ...]
+    """What the query is added to the graph with."""
     n_success: int
     n_failure: int
     source: Source
@@ -155,19 +162,21 @@ class Induction:
         scope: Scope,
         run: str,
     ) -> Material:
-        """Add a query, its paths and the edges to the graph, and return what its outcomes allow.
+        """Return what the outcomes of a query allow. Nothing is written: what needs a server comes first, so an outage costs no lesson.
 
-        A query that is there already stays as it is.
+        Outcomes of a query that is there already stay as they are.
         """
         new = NewQuery(text=task.text, query_id=task.query_id, split=task.split, run_id=run)
-        node = memory.add(new, outcomes, scope=scope)
-        known = [*node.outcomes, *(self._others(memory, node, scope) if self.same_text else ())]
+        there = memory.query(new.name, scope=scope)
+        own = there.outcomes if there else tuple(outcomes)
+        known = [*own, *(self._others(memory, new, scope) if self.same_text else ())]
         right = [outcome for outcome in known if outcome.success]
         wrong = [outcome for outcome in known if not outcome.success]
         found = Material(
-            case="none", task=task, name=node.name, n_success=len(right), n_failure=len(wrong), source=source
-        )
-        rng, machine = self._rng(node.name), memory.settings.machine
+            case="none", task=task, name=new.name, query=new, outcomes=own, n_success=len(right), n_failure=len(wrong),
+            source=source,
+        )  # fmt: skip
+        rng, machine = self._rng(new.name), memory.settings.machine
         if right and wrong:
             success, failure = self._one(right, rng), self._one(wrong, rng)
             both = (path_id(machine, success.states), path_id(machine, failure.states))
@@ -175,7 +184,7 @@ class Induction:
                 update={"case": "contrast", "success": success, "failure": failure, "paths": tuple(dict.fromkeys(both))}
             )
         if wrong:
-            return self._speculative(memory, found, node, wrong, rng, scope)
+            return self._speculative(memory, found, new, wrong, rng, scope)
         if right and self.positive:
             success = self._one(right, rng)
             return found.model_copy(
@@ -187,7 +196,7 @@ class Induction:
         self,
         memory: StrategyGraph,
         found: Material,
-        node: QueryNode,
+        node: NewQuery,
         wrong: Sequence[RolloutOutcome],
         rng: np.random.Generator,
         scope: Scope,
@@ -219,7 +228,7 @@ class Induction:
         return outcomes[int(rng.integers(len(outcomes)))]
 
     @staticmethod
-    def _lent(memory: StrategyGraph, node: QueryNode, scope: Scope) -> tuple[QueryNode, RolloutOutcome] | None:
+    def _lent(memory: StrategyGraph, node: NewQuery, scope: Scope) -> tuple[QueryNode, RolloutOutcome] | None:
         """Return a success of the most similar query that has one."""
         near = memory.neighbours(node.text, scope=scope, k=OTHERS, exclude=node.name)
         return next(
@@ -227,9 +236,9 @@ class Induction:
         )
 
     @staticmethod
-    def _others(memory: StrategyGraph, node: QueryNode, scope: Scope) -> list[RolloutOutcome]:
+    def _others(memory: StrategyGraph, node: NewQuery, scope: Scope) -> list[RolloutOutcome]:
         """Return the outcomes of other queries with the same text."""
-        near = memory.neighbours(node.text, scope=scope, k=OTHERS, exclude=node.name)
+        near = memory.neighbours(node.text, scope=scope, k=REPEATED, exclude=node.name)
         return [one for other, _ in near if other.text == node.text for one in other.outcomes]
 
     # the strategist
@@ -258,10 +267,26 @@ class Induction:
 # into the graph
 
 
-def write_draft(memory: StrategyGraph, material: Material, draft: Draft, *, scope: Scope) -> Taught:
-    """Write what was drafted; a run that broke off after it was written, and is gone on with, does not write it again."""
+def enter(memory: StrategyGraph, material: Material, *, scope: Scope, fresh: bool = False) -> None:
+    """Add a query, its paths and the edges to the graph; one that is there already stays as it is.
+
+    fresh: raise `ConflictError` for one that is there already.
+    """
+    memory.add(material.query, material.outcomes, scope=scope, fresh=fresh)
+
+
+def write_draft(
+    memory: StrategyGraph, material: Material, draft: Draft, *, scope: Scope, fresh: bool = False
+) -> Taught:
+    """Write the query and what was drafted; a run that broke off after it was written, and is gone on with, does not write it again.
+
+    Where the strategist was away nothing is written, so that the query can be learned from when it is back.  fresh: as for `enter`.
+    """
+    if draft.failure is not None and draft.failure.kind == "unavailable":
+        return taught(material, "skip", f"nothing is kept of it, so that it can be learned from later: {draft.reason}")
+    enter(memory, material, scope=scope, fresh=fresh)
     if draft.new is not None:
-        if memory.log(scope=scope, run_id=draft.new.run_id, limit=1):
+        if _stands(memory, draft.new, scope):
             return taught(material, "update", f"written before: {draft.reason}")
         change = memory.write(draft.new, material.paths, scope=scope, reason=draft.reason, target=draft.target)
         return taught(material, "create" if change.action == "created" else "update", draft.reason, change)
@@ -271,6 +296,12 @@ def write_draft(memory: StrategyGraph, material: Material, draft: Draft, *, scop
             return taught(material, "skip", "its paths lead to what worked for similar queries already")
         return taught(material, "link", draft.reason, *changes)
     return taught(material, "skip", draft.reason)
+
+
+def _stands(memory: StrategyGraph, new: NewStrategy, scope: Scope) -> bool:
+    """Return whether it was written before, and what was written is there still: a lesson that was undone may be learned again."""
+    written = memory.log(scope=scope, run_id=new.run_id, limit=1)
+    return bool(written) and written[0].memory_id in {each.id for each in memory.strategies(scope=scope)}
 
 
 def taught(material: Material, decision: Decision, reason: str, *changes: StrategyChange) -> Taught:
@@ -302,7 +333,15 @@ def log_of_record(record: RolloutRecord, reward: float | None) -> RunLog:
     """Return the run that a record tells of, with a reward of its answer."""
     # The dialogue keeps messages as text, where a native call with words beside it cannot be seen.
     carried_out = [(Call(name=row.tool, arguments=row.arguments), row.result) for row in record.calls]
-    return read_run(record.dialogue, reward=reward, question=record.query, carried_out=carried_out)
+    log = read_run(record.dialogue, reward=reward, question=record.query, carried_out=carried_out)
+    if record.answer is None or log.answer == record.answer:
+        return log
+    # An answer that looks like a call or names a tag: the record knows that it is one.
+    *before, last = log.rounds or (Round(),)
+    said = [last] if last.results else []
+    return log.model_copy(
+        update={"rounds": (*before, *said, Round(think="" if said else last.think, answer=record.answer))}
+    )
 
 
 def source_of_runs(task: QueryTask, logs: Sequence[RunLog]) -> Source:
@@ -351,7 +390,9 @@ def _drafted(material: Material, found: Induced, run: str) -> Draft:
             return Draft(reason=f"{found.kind}: {found.text}")
         kind: Literal["leak", "no_strategy"] = "leak" if found.kind == "leak" else "no_strategy"
         return _failed(material, Failure(kind=kind, reason=f"{found.kind}: {found.text}", query_id=material.name))
-    marked = f"{run}/{material.name}"[:256]
+    marked = f"{run}/{material.name}"
+    if len(marked) > MARK:  # cut, it could be another query's
+        marked = f"{run[:128]}/{hashlib.blake2b(marked.encode(), digest_size=16).hexdigest()}"
     return Draft(reason=found.reason, new=found.new.model_copy(update={"run_id": marked}), target=found.target)
 
 

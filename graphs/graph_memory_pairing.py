@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Final, Protocol
 from uuid import UUID
@@ -38,7 +39,10 @@ from memweave.memory_stores.strategy_graph import ScoredStrategy, StrategyGraph
 from memweave.records import Record, Scope
 
 RECENT: Final = 64
-"""Latest steps, or as many as a batch takes if those are more, among which one is looked for that was taken already."""
+"""Latest steps, or as many as a batch takes if those are more, among which one is looked for that was taken already, where the id of its
+trace does not tell when that began."""
+CLOCKS: Final = timedelta(minutes=5)
+"""By which the clocks of programs that share a graph may differ."""
 
 
 class Learner(Protocol):
@@ -181,8 +185,15 @@ class Pairing:
 
     def taken(self, memory: StrategyGraph, pairs: Sequence[Pair], *, scope: Scope) -> dict[str, WeightUpdate]:
         """Return the steps of a batch that were taken before the run broke off, by the trace of the side with."""
-        traces = {pair.trace_with for pair in pairs} - {None}
-        latest = memory.updates(scope=scope, limit=max(RECENT, 2 * len(pairs))) if traces else []
+        traces = {pair.trace_with for pair in pairs if pair.trace_with is not None}
+        if not traces:
+            return {}
+        times = [_began(trace) for trace in traces]
+        latest = (
+            memory.updates(scope=scope, limit=max(RECENT, 2 * len(pairs)))
+            if None in times
+            else memory.updates(scope=scope, since=min(time for time in times if time is not None))
+        )
         return {each.trace_with: each for each in latest if each.trace_with in traces and each.trace_with}
 
     def steps(self, memory: StrategyGraph, pairs: Sequence[Pair], *, scope: Scope, epoch: int = 0) -> list[WeightRow]:
@@ -219,17 +230,45 @@ class Pairing:
     # one query alone
 
     def try_out(self, memory: StrategyGraph, task: QueryTask, *, scope: Scope, run: str) -> Tried:
-        """Try out what a query activates and take the steps. run: of the draw.  Raises as `Player.play`."""
-        trials, failures = apart(self.trials(task, memory.activate(task.text, scope=scope, exclude=name_of(task)), run))
+        """Try out what a query activates and take the steps; those that were taken for it before are returned, and stay the only ones.
+
+        run: of the draw.  Raises as `Player.play`.
+        """
+        activation = memory.activate(task.text, scope=scope, exclude=name_of(task))
+        if before := self._before(memory, task, activation, scope):
+            return before, ()
+        trials, failures = apart(self.trials(task, activation, run))
         pairs, failed = self.pairs(trials, self.player.play(self.jobs(trials, 0)))
         return self.steps(memory, pairs, scope=scope), (*failures, *failed)
 
     async def atry_out(self, memory: StrategyGraph, task: QueryTask, *, scope: Scope, run: str) -> Tried:
         """Do what `try_out` does."""
         activation = await memory.aactivate(task.text, scope=scope, exclude=name_of(task))
+        if before := await asyncio.to_thread(self._before, memory, task, activation, scope):
+            return before, ()
         trials, failures = apart(self.trials(task, activation, run))
         pairs, failed = self.pairs(trials, await self.player.aplay(self.jobs(trials, 0)))
         return await asyncio.to_thread(self.steps, memory, pairs, scope=scope), (*failures, *failed)
+
+    def _before(self, memory: StrategyGraph, task: QueryTask, activation: Activation, scope: Scope) -> list[WeightRow]:
+        """Return the steps that were taken for this query already. Its rollouts were others', so their traces do not tell."""
+        taken = memory.updates(scope=scope, query_id=name_of(task))
+        return [
+            WeightRow(update=each, epoch=0, relevance=None, activated=len(activation.strategies))
+            for each in taken
+            if each.run_id == self.player.run
+        ]
+
+
+def _began(trace_id: str) -> datetime | None:
+    """Return the earliest time at which a trace can have begun, by its id; `None` for one that does not tell."""
+    try:
+        known = UUID(trace_id)
+    except ValueError:
+        return None
+    if known.version != 7:
+        return None
+    return datetime.fromtimestamp((known.int >> 80) / 1_000, UTC) - CLOCKS
 
 
 def apart(found: Sequence[Trial | Failure]) -> tuple[list[Trial], list[Failure]]:

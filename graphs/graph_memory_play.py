@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, cast
 from uuid import UUID
 
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import var_child_runnable_config
 from langgraph.graph.state import CompiledStateGraph
@@ -27,7 +28,7 @@ from memweave.graphs.graph_memory_rollout import RolloutGraph
 from memweave.graphs.graph_memory_state import Arm, Guidance, RolloutInput, RolloutRecord
 from memweave.records import Metadata, Name, Record, Text
 from memweave.tracing.reading import error_line
-from memweave.tracing.records import Score, Trace
+from memweave.tracing.records import ChatMessage, Score, Trace
 from memweave.tracing.tracer import Tracer
 
 ROLLOUT_TIMEOUT: Final = 600.0
@@ -63,6 +64,8 @@ class QueryTask(Record):
     """Right answers; one is enough."""
     family: Name | None = None
     split: Name | None = None
+    history: tuple[ChatMessage, ...] = ()
+    """What was said before, by user and agent, where the query goes on with a chat."""
     metadata: Metadata = Field(default_factory=dict)
     """Kept with every trace."""
 
@@ -258,6 +261,9 @@ def _input(job: Job) -> RolloutInput:
         "query_id": job.task.query_id,
         "ground_truth": list(job.task.ground_truth),
         "family": job.task.family,
+        "history": [
+            HumanMessage(said.text) if said.role == "user" else AIMessage(said.text) for said in job.task.history
+        ],
     }
 
 

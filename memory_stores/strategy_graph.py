@@ -7,6 +7,7 @@ other. Paths and edges with their trainable weights are kept beside them (sectio
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -78,15 +79,17 @@ class StrategyGraph(StrategyTrainer, Closing):
 
     # async twins
 
-    async def aadd(self, query: NewQuery, outcomes: Sequence[RolloutOutcome], *, scope: Scope) -> QueryNode:
+    async def aadd(
+        self, query: NewQuery, outcomes: Sequence[RolloutOutcome], *, scope: Scope, fresh: bool = False
+    ) -> QueryNode:
         """Async twin of `add`."""
-        return await self._strategies._in_thread(self.add, query, outcomes, scope=scope)
+        return await self._strategies._in_thread(self.add, query, outcomes, scope=scope, fresh=fresh)
 
     async def aadd_all(
-        self, given: Sequence[tuple[NewQuery, Sequence[RolloutOutcome]]], *, scope: Scope
+        self, given: Sequence[tuple[NewQuery, Sequence[RolloutOutcome]]], *, scope: Scope, fresh: bool = False
     ) -> list[QueryNode]:
         """Async twin of `add_all`."""
-        return await self._strategies._in_thread(self.add_all, given, scope=scope)
+        return await self._strategies._in_thread(self.add_all, given, scope=scope, fresh=fresh)
 
     async def awrite(
         self,
@@ -203,9 +206,11 @@ class StrategyGraph(StrategyTrainer, Closing):
         """Async twin of `apply`."""
         return await self._strategies._in_thread(self.apply, step, scope=scope)
 
-    async def aupdates(self, *, scope: Scope, limit: int | None = None) -> list[WeightUpdate]:
+    async def aupdates(
+        self, *, scope: Scope, limit: int | None = None, since: datetime | None = None, query_id: str | None = None
+    ) -> list[WeightUpdate]:
         """Async twin of `updates`."""
-        return await self._strategies._in_thread(self.updates, scope=scope, limit=limit)
+        return await self._strategies._in_thread(self.updates, scope=scope, limit=limit, since=since, query_id=query_id)
 
     async def aversion(self, *, scope: Scope) -> int:
         """Async twin of `version`."""

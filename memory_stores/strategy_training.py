@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from memweave.graph_records import EdgeStep, WeightUpdate, WeightVersion
 from memweave.memory_stores import strategy_weights
 from memweave.memory_stores.store import check_limit
@@ -26,11 +28,16 @@ class StrategyTrainer(StrategyWriter):
         self._tables.keep(scope, table)
         return update
 
-    def updates(self, *, scope: Scope, limit: int | None = None) -> list[WeightUpdate]:
-        """Return the steps that were taken, oldest first; with `limit`, the last ones."""
+    def updates(
+        self, *, scope: Scope, limit: int | None = None, since: datetime | None = None, query_id: str | None = None
+    ) -> list[WeightUpdate]:
+        """Return the steps that were taken, oldest first.
+
+        limit: the last ones.  since: those from then on.  query_id: those of one query.
+        """
         check_limit(limit)
         with self._strategies.ledger.database.read() as connection:
-            return strategy_weights.steps(connection, self._partition(scope), limit)
+            return strategy_weights.steps(connection, self._partition(scope), limit, since, query_id)
 
     def version(self, *, scope: Scope) -> int:
         """Return the present version of the weights; 0 before the first step."""

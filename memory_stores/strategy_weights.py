@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import numpy as np
@@ -264,8 +265,19 @@ def versions(connection: Connection, partition: str) -> list[WeightVersion]:
     return found
 
 
-def steps(connection: Connection, partition: str, limit: int | None) -> list[WeightUpdate]:
-    """Return the last `limit` steps that were taken, or all, oldest first."""
+def steps(
+    connection: Connection,
+    partition: str,
+    limit: int | None,
+    since: datetime | None = None,
+    query_id: str | None = None,
+) -> list[WeightUpdate]:
+    """Return the last `limit` steps that were taken, or all, oldest first. since: none from before.  query_id: only its own."""
     query = sa.select(_s.row).where(_s.partition == partition, _s.kind == STEP)
+    if since is not None:
+        query = query.where(_s.recorded_at >= micros(since))
+    if query_id is not None:  # in the text of a row other things could look like it, so it is looked at again below
+        query = query.where(_s.row.contains(json.dumps(query_id, ensure_ascii=False), autoescape=True))
     rows = connection.execute(query.order_by(_s.position.desc()).limit(limit)).scalars()
-    return [WeightUpdate.model_validate_json(row) for row in rows][::-1]
+    found = [WeightUpdate.model_validate_json(row) for row in rows][::-1]
+    return found if query_id is None else [each for each in found if each.query_id == query_id]

@@ -42,21 +42,26 @@ LINK_REASON: Final = "speculative: it worked for similar queries"
 class StrategyWriter(StrategyReader):
     """The part of a `StrategyGraph` that adds to it and takes from it."""
 
-    def add(self, query: NewQuery, outcomes: Sequence[RolloutOutcome], *, scope: Scope) -> QueryNode:
+    def add(
+        self, query: NewQuery, outcomes: Sequence[RolloutOutcome], *, scope: Scope, fresh: bool = False
+    ) -> QueryNode:
         """Add a query, its paths and the edges between them, in one transaction. A query that is there already is returned as it is.
 
-        outcomes: of its rollouts; none makes a node that leads nowhere.  Raises `ConflictError` for a known id with another text.
+        outcomes: of its rollouts; none makes a node that leads nowhere.  fresh: refuse one that is there already: of several that add it
+        at once, one does.  Raises `ConflictError` for a known id with another text, or, if `fresh`, at all.
         """
-        return self.add_all([(query, outcomes)], scope=scope)[0]
+        return self.add_all([(query, outcomes)], scope=scope, fresh=fresh)[0]
 
-    def add_all(self, given: Sequence[tuple[NewQuery, Sequence[RolloutOutcome]]], *, scope: Scope) -> list[QueryNode]:
+    def add_all(
+        self, given: Sequence[tuple[NewQuery, Sequence[RolloutOutcome]]], *, scope: Scope, fresh: bool = False
+    ) -> list[QueryNode]:
         """Add many queries with the outcomes of their rollouts in one transaction, all or none; else as `add`."""
         known = {
             each.id for each in self._queries.found([query_node_id(query.name) for query, _ in given], scope=scope)
         }
         vectors = self._queries.embedded([query.text for query, _ in given if query_node_id(query.name) not in known])
         with self._queries.writing(scope) as tx:
-            return [self._add(tx, query, outcomes, scope, vectors) for query, outcomes in given]
+            return [self._add(tx, query, outcomes, scope, vectors, fresh) for query, outcomes in given]
 
     def _add(
         self,
@@ -65,10 +70,15 @@ class StrategyWriter(StrategyReader):
         outcomes: Sequence[RolloutOutcome],
         scope: Scope,
         vectors: dict[str, Vector],
+        fresh: bool,
     ) -> QueryNode:
         node = query_node_id(query.name)
         there = self._queries.current(tx, node, scope)
         if there is not None:
+            if fresh:
+                raise ConflictError(
+                    f"the query {query.name!r} of {scope} is in the graph already; nothing was changed."
+                )
             if there.text != query.text:
                 raise ConflictError(
                     f"query {query.name!r} of {scope} was already added with another text. Give the changed query a new id; "
