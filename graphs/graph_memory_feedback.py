@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 from memweave.agents.path_mapper import MapperLike, as_mapper
@@ -227,9 +228,9 @@ def _lesson(
     borrow: bool,
     pairing: Pairing | None,
 ) -> tuple[Learning, Lesson]:
-    if isinstance(reward, bool):
+    if isinstance(reward, Real):  # booleans and NumPy's numbers too
         reward = float(reward)
-    if not isinstance(reward, int | float) or not math.isfinite(reward) or not 0 <= reward <= 1:
+    if not isinstance(reward, float) or not math.isfinite(reward) or not 0 <= reward <= 1:
         raise RewardError(f"a reward of {reward!r:.40} is none: give a number from 0 to 1")
     paths = as_mapper(mapper)
     check_machine(memory, paths.machine)

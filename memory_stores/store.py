@@ -49,9 +49,9 @@ Vector = NDArray[np.float32]
 
 
 def check_limit(limit: int | None) -> None:
-    """Raise `InputError` for a negative number of rows."""
-    if limit is not None and limit < 0:
-        raise InputError(f"limit {limit} is negative; leave it out for all.")
+    """Raise `InputError` for a negative number of rows, and for one that no database can hold."""
+    if limit is not None and not 0 <= limit < 2**63:
+        raise InputError(f"limit {limit} is {'negative' if limit < 0 else 'too large'}; leave it out for all.")
 
 
 class Transaction(Protocol):

@@ -31,7 +31,7 @@ class Tables:
         """Return a scope's graph as it is now."""
         state, known = self.state(scope), self._known.get(scope)
         if known is not None and known.state == state:
-            return known
+            return self.keep(scope, known)
         ledger, partitions = self._store.ledger, (scope.partition(QUERIES), scope.partition(STRATEGIES))
         table = caught_up(ledger, scope, partitions, known) if known is not None else None
         return self.keep(scope, table or read_table(ledger, scope, partitions))

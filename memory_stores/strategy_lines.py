@@ -14,28 +14,32 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 from uuid import UUID
 
 import numpy as np
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from sqlalchemy.engine import Connection
 
 from memweave.errors import ConflictError, EmbeddingMismatchError, FormatError, InputError, UnavailableError
-from memweave.graph_records import EdgeKind, States
+from memweave.graph_records import EdgeKind, States, WeightUpdate
 from memweave.memory_stores.ledger import LedgerTransaction
 from memweave.memory_stores.schema import graph_edges, graph_moves, graph_paths, graph_snapshots, graph_steps
 from memweave.memory_stores.store import Vector
 from memweave.memory_stores.strategy_check import problems
 from memweave.memory_stores.strategy_loading import state_of
 from memweave.memory_stores.strategy_store import GraphStore
-from memweave.memory_stores.strategy_weights import SAVED, present, saved
+from memweave.memory_stores.strategy_weights import SAVED, STEP, present, saved
 from memweave.memory_stores.transfer import import_lines
 from memweave.records import RECORD_FORMAT, Name, Scope, utc_now
 
 _KINDS: Final = ("query", "strategy", "path", "edge", "step", "snapshot")
 _ATTEMPTS: Final = 5
+
+
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Line(BaseModel):
@@ -62,28 +66,36 @@ class _Edge(_Line):
     kind: EdgeKind
     source: UUID
     target: UUID
-    initial: float
-    weight: float
-    updates: int
-    gap_sum: float
+    initial: _Weight
+    weight: _Weight
+    updates: _Count
+    gap_sum: FiniteFloat
     active: bool
     op_id: UUID
 
 
 class _Step(_Line):
-    version: int
+    version: _Count
     kind: Annotated[str, Field(max_length=8)]
-    touches: int
-    recorded_at: int
+    touches: _Count
+    recorded_at: _Count
     row: str
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        if self.kind == STEP:
+            WeightUpdate.model_validate_json(self.row)
+        elif not isinstance(json.loads(self.row), dict):
+            raise ValueError("row is no object")
+        return self
 
 
 class _Snapshot(_Line):
-    version: int
-    recorded_at: int
+    version: _Count
+    recorded_at: _Count
     kept: bool
-    touches: int
-    weights: list[tuple[int, float, int, float]]
+    touches: _Count
+    weights: list[tuple[_Count, _Weight, _Count, FiniteFloat]]
     """Of each edge that had been trained: its place among the edges of this file, weight, updates and sum of gaps."""
 
 
@@ -162,7 +174,12 @@ def import_graph(queries: GraphStore, strategies: GraphStore, lines: Iterable[st
     known = queries.embedded(_texts(content))
 
     def embed(texts: Sequence[str]) -> Mapping[str, Vector]:
-        return {text: known[text] for text in texts}
+        try:
+            return {text: known[text] for text in texts}
+        except KeyError as error:
+            raise InputError(
+                f"the export has a node with another text than its own: {error}. Nothing was imported."
+            ) from None
 
     both = scope.partition(queries.collection), scope.partition(strategies.collection)
     with strategies.writing(scope) as tx:
@@ -172,11 +189,24 @@ def import_graph(queries: GraphStore, strategies: GraphStore, lines: Iterable[st
             receipt = import_lines(nullcontext(tx), partition, scope, given, embed=embed, collection=store.collection)
             added += receipt.memories
         if not added:
+            _same_weights(tx.connection, both[1], content, scope)
             return 0
         _insert(tx, both[1], content, scope)
         if found := problems(tx.connection, *both, scope):
             raise InputError(f"the export contradicts itself: {found[0]} (changed by hand?). Nothing was imported.")
         return sum(len(store.in_transaction(tx, scope)) for store in (queries, strategies))
+
+
+def _same_weights(connection: Connection, partition: str, content: _Read, scope: Scope) -> None:
+    """Raise `ConflictError` when the nodes of an export are there already, but its weights are others."""
+    s = graph_steps.c
+    query = sa.select(s.version, s.row).where(s.partition == partition).order_by(s.position)
+    here = [(row.version, row.row) for row in connection.execute(query)]
+    if here != [(step.version, step.row) for step in content.steps]:
+        raise ConflictError(
+            f"{scope} holds this graph already, with other weights ({len(here)} steps; the export has {len(content.steps)}). "
+            "Import into a new user, or purge this one first. Nothing was imported."
+        )
 
 
 def _same_encoder(made_with: str, here: str) -> None:
@@ -224,9 +254,11 @@ def _insert(tx: LedgerTransaction, partition: str, content: _Read, scope: Scope)
         rows = [{**step.model_dump(), "partition": partition} for step in content.steps]
         connection.execute(sa.insert(graph_steps), rows)
     for shot in content.snapshots:
-        if any(not 0 <= place < len(positions) for place, *_ in shot.weights):
+        places = [place for place, *_ in shot.weights]
+        if any(place >= len(positions) for place in places) or len(set(places)) < len(places):
             raise InputError(
-                f"the export contradicts itself: version {shot.version} has weights of edges that are not in it. Nothing was imported."
+                f"the export contradicts itself: version {shot.version} has weights of edges that are not in it, or twice. "
+                "Nothing was imported."
             )
         weights = np.array([(positions[place], *rest) for place, *rest in shot.weights], dtype=SAVED)
         row = {

@@ -8,7 +8,7 @@ from uuid import UUID
 import numpy as np
 
 from memweave.errors import InputError, UnknownMemoryError
-from memweave.graph_records import Edge, EdgeKind, PathNode, QueryNode, Strategy, query_node_id
+from memweave.graph_records import Edge, EdgeKind, PathNode, QueryNode, Strategy, query_node_id, text_name
 from memweave.memory_stores.bank import MemoryBank
 from memweave.memory_stores.store import Vector
 from memweave.memory_stores.strategy_activation import Activation, Numbers, activated, probabilities, relevance, uniform
@@ -22,6 +22,15 @@ from memweave.records import MemoryHit, MemoryOp, Scope, storable
 
 _SPARE: Final = 8
 """Neighbours asked for beyond those wanted, so that equally similar ones are taken in the order in which they were added."""
+
+
+def _own(exclude: str | None) -> frozenset[UUID]:
+    """Return the nodes that are meant by the id or the name of a query, or by its text, for one without an id."""
+    if exclude is None:
+        return frozenset()
+    if not exclude or exclude != storable(exclude):
+        raise InputError(f"exclude = {exclude[:60]!r} is no id of a query; leave it out to exclude none")
+    return frozenset((query_node_id(exclude), query_node_id(text_name(exclude))))
 
 
 class StrategyReader:
@@ -125,10 +134,18 @@ class StrategyReader:
         vector = self._vector(text, k)
         if k == 0 or not table.queries.ids:
             return []
-        own = query_node_id(exclude) if exclude is not None else None
-        hits = self._queries.nearest(vector, scope=scope, limit=k + _SPARE)
-        shown = [hit for hit in hits if hit.memory.id != own and table.queries.place_of(hit.memory.id) is not None]
-        return sorted(shown, key=lambda hit: (-hit.score, hit.memory.recorded_at, hit.memory.id))[:k]
+        own = _own(exclude)
+        k = min(k, len(table.queries.ids))
+        limit = k + _SPARE
+        while True:
+            hits = self._queries.nearest(vector, scope=scope, limit=limit)
+            shown = [
+                hit for hit in hits if hit.memory.id not in own and table.queries.place_of(hit.memory.id) is not None
+            ]
+            shown.sort(key=lambda hit: (-hit.score, hit.memory.recorded_at, hit.memory.id))
+            if len(hits) < limit or (len(shown) >= k and hits[-1].score < shown[k - 1].score):
+                return shown[:k]
+            limit *= 4  # as similar as the last one wanted, so which of them come first is not known yet
 
     def _vector(self, text: str, k: int) -> Vector:
         if not text.strip() or text != storable(text) or k < 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from memweave.errors import ConflictError
 from memweave.graph_records import EdgeStep, WeightUpdate, WeightVersion
 from memweave.memory_stores import strategy_weights
 from memweave.memory_stores.store import check_limit
@@ -17,12 +18,17 @@ class StrategyTrainer(StrategyWriter):
     def apply(self, step: EdgeStep, *, scope: Scope) -> WeightUpdate:
         """Take a step: durable, one version later, weights kept in their bounds. A gap of 0 is noted and changes nothing.
 
-        Raises `ConflictError` when an edge of the step is not there any more.
+        Raises `ConflictError` when the strategy, or an edge of the step, is not there any more.
         """
         bounds = self.settings.min_weight, self.settings.max_weight
         with self._strategies.writing_weights(scope) as tx:
             # Nobody else writes now: what the table says is what the ledger has.
-            table, position, weight = self._tables.of(scope).stepped(step, bounds)
+            now = self._tables.of(scope)
+            if now.strategies.place_of(step.strategy_id) is None:
+                raise ConflictError(
+                    f"there is no strategy {step.strategy_id} of {scope} (any more), so no step can be taken for it. Activate again."
+                )
+            table, position, weight = now.stepped(step, bounds)
             partition, every = self._partition(scope), self.settings.snapshot_every
             update = strategy_weights.take(tx, partition, step, position, weight, snapshot_every=every)
         self._tables.keep(scope, table)

@@ -222,7 +222,8 @@ def restore(tx: LedgerTransaction, partition: str, version: int) -> None:
         save(tx, partition, kept=True)
         return
     here = sa.and_(_k.partition == partition, _k.version == version)
-    row = connection.execute(sa.select(_k.weights, _k.touches).where(here)).first()
+    known = 0 <= version <= at.version  # a number that the database cannot hold is none of them
+    row = connection.execute(sa.select(_k.weights, _k.touches).where(here)).first() if known else None
     if version and row is None:
         raise InputError(
             f"version {version} of the weights was not kept. `memweave strategies versions` lists those that were."

@@ -36,6 +36,8 @@ from memweave.memory_stores.strategy_rows import (
 from memweave.records import MemoryOp, OpKind, ProposedOp, Scope, Trust, storable
 
 ACTOR: Final = "graph-memory"
+_ROUNDING: Final = 1e-6
+"""By which the cosine of a text and itself may fall short of 1."""
 LINK_REASON: Final = "speculative: it worked for similar queries"
 
 
@@ -158,7 +160,7 @@ class StrategyWriter(StrategyReader):
             return None, None
         cosines = rows @ vectors[new.summary]
         best = int(np.argmax(cosines))
-        if cosines[best] < self.settings.match_threshold:
+        if cosines[best] < self.settings.match_threshold - _ROUNDING:
             return None, None
         known = self._need(tx, ids[best], scope)
         vectors[known.summary] = rows[best]  # not embedded again: its text stays
@@ -275,4 +277,6 @@ def _rewrite(strategy: Strategy, reason: str, actor: str, run_id: str | None) ->
 
 
 def _reason(reason: str) -> str:
+    if not reason.strip():
+        raise InputError("a change of a strategy needs a reason; none is given. Nothing was changed.")
     return storable(reason)[:2_000]  # it may quote whatever a model said

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class Reinforce:
         Raises `RewardError` for a reward that is none, `IndexError` for a place that does not exist.
         """
         for name, reward in (("reward_with", reward_with), ("reward_without", reward_without)):
-            if not 0 <= reward <= 1:
+            if not isinstance(reward, Real) or not 0 <= reward <= 1:
                 raise RewardError(f"{name} = {reward} for {activation.query[:60]!r}: a reward is a number from 0 to 1")
         if not 0 <= chosen < len(activation.strategies):
             raise IndexError(f"there is no strategy {chosen} among {len(activation.strategies)} activated ones")

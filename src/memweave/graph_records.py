@@ -15,7 +15,8 @@ from uuid import UUID
 
 from pydantic import Field, model_validator
 
-from memweave.records import Metadata, Name, Record, Reward, Scope, Text, UtcTime
+from memweave.errors import InputError
+from memweave.records import Metadata, Name, Record, Reward, Scope, Text, UtcTime, storable
 
 MIN_SCORE: Final = 30
 MAX_SCORE: Final = 85
@@ -143,12 +144,17 @@ class RolloutOutcome(Record):
     states: States
     """A canonical, legal path, from the machine's first state to its last."""
     reward: Reward
-    trace_id: str | None = None
+    trace_id: Name | None = None
 
     @property
     def success(self) -> bool:
         """Return whether the answer was right: reward 1."""
         return self.reward == 1.0
+
+
+def text_name(text: str) -> str:
+    """Return what a query without an id of its own is called."""
+    return f"text:{hashlib.blake2b(text.encode(), digest_size=16).hexdigest()}"
 
 
 class NewQuery(Record):
@@ -169,7 +175,7 @@ class NewQuery(Record):
     @property
     def name(self) -> str:
         """Return what identifies it within a scope, and what `exclude` takes."""
-        return self.query_id or f"text:{hashlib.blake2b(self.text.encode(), digest_size=16).hexdigest()}"
+        return self.query_id or text_name(self.text)
 
 
 class QueryNode(NewQuery):
@@ -233,8 +239,8 @@ class EdgeStep(Record):
     deltas: tuple[EdgeDelta, ...] = ()
     """Empty for a gap of 0: nothing changes."""
     run_id: Name | None = None
-    trace_with: str | None = None
-    trace_without: str | None = None
+    trace_with: Name | None = None
+    trace_without: Name | None = None
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -302,5 +308,7 @@ def path_id(machine: str, states: Sequence[str]) -> UUID:
 
 
 def query_node_id(name: str) -> UUID:
-    """Return the id of the node of a query, by `NewQuery.name`."""
+    """Return the id of the node of a query, by `NewQuery.name`. Raises `InputError` for a name that no query can have."""
+    if name != storable(name):
+        raise InputError(f"{name[:60]!r} is no id of a query: it cannot be stored")
     return UUID(bytes=hashlib.blake2b(name.encode(), digest_size=16, person=b"query").digest())

@@ -61,9 +61,7 @@ def test_an_id_is_shown_whole_beside_a_long_summary(cli: Cli, home: Path) -> Non
     long = "when several things can be looked up independently, consider " + "searching for each of them " * 3
     with open_strategies(home) as graph:
         (path, *_) = (path.id for path in graph.paths(scope=ANNA))
-        written = graph.write(
-            NewStrategy(summary=long, kind=StrategyKind.CONTRAST, score=50), [path], scope=ANNA, reason="c"
-        )
+        graph.write(NewStrategy(summary=long, kind=StrategyKind.CONTRAST, score=50), [path], scope=ANNA, reason="c")
         ids = [each.id.hex for each in graph.strategies(scope=ANNA)]
     listed = cli("strategies", "list").out
     assert all(known[-8:] in listed for known in ids)

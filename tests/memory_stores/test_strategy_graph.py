@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -530,8 +531,12 @@ def test_scopes_see_nothing_of_each_other(graph: StrategyGraph, scope: Scope) ->
     ):
         with pytest.raises(UnknownMemoryError):
             call()
-    with pytest.raises(ConflictError, match="not in the graph"):
+    with pytest.raises(ConflictError, match="there is no strategy"):
         graph.apply(a_step(graph, scope, delta=1.0), scope=other)
+    nothing = a_step(graph, scope, delta=1.0).model_copy(update={"deltas": (), "reward_without": 1.0})
+    with pytest.raises(ConflictError, match="there is no strategy"):
+        graph.apply(nothing, scope=other)
+    assert graph.updates(scope=other) == []
     assert {e.weight for e in graph.edges(scope=scope)} == {1.0}
 
 
@@ -665,3 +670,78 @@ def test_async_twins_do_the_same(graph: StrategyGraph, scope: Scope) -> None:
         assert await graph.aimport(lines, scope=scope) == 0
 
     asyncio.run(story())
+
+
+def test_of_equally_similar_queries_the_oldest_are_neighbours(graph: StrategyGraph, scope: Scope) -> None:
+    for number in range(40):
+        new = NewQuery(text="who wrote the red book?", query_id=f"q{number}")
+        graph.add(new, [RolloutOutcome(states=SEARCH, reward=1.0)], scope=scope)
+    near = graph.neighbours("who wrote the red book?", scope=scope, k=3)
+    assert [query.query_id for query, _ in near] == ["q0", "q1", "q2"]
+
+
+def test_a_query_without_an_id_is_excluded_by_its_text(graph: StrategyGraph, scope: Scope) -> None:
+    text = "who wrote the red book?"
+    graph.add(NewQuery(text=text), [RolloutOutcome(states=SEARCH, reward=1.0)], scope=scope)
+    assert graph.neighbours(text, scope=scope, exclude=text) == []
+    assert graph.neighbours(text, scope=scope, exclude=NewQuery(text=text).name) == []
+    assert len(graph.neighbours(text, scope=scope)) == 1
+    for wrong in ("", "\ud800"):
+        with pytest.raises(InputError, match="is no id of a query"):
+            graph.neighbours(text, scope=scope, exclude=wrong)
+    with pytest.raises(InputError, match="is no id of a query"):
+        graph.query("\ud800", scope=scope)
+
+
+def test_a_query_that_has_to_be_new_is_refused_the_second_time(graph: StrategyGraph, scope: Scope) -> None:
+    new = NewQuery(text="who wrote the red book?", query_id="q")
+    graph.add(new, [], scope=scope, fresh=True)
+    with pytest.raises(ConflictError, match="is in the graph already"):
+        graph.add(new, [], scope=scope, fresh=True)
+    assert graph.add(new, [], scope=scope).query_id == "q"
+
+
+def test_numbers_that_no_database_holds_are_refused_by_name(graph: StrategyGraph, scope: Scope) -> None:
+    two_worlds(graph, scope)
+    with pytest.raises(InputError, match="was not kept"):
+        graph.rollback(10**20, scope=scope)
+    with pytest.raises(InputError, match="too large"):
+        graph.updates(scope=scope, limit=2**70)
+    assert len(graph.neighbours("book", scope=scope, k=2**70)) == len(graph.queries(scope=scope))
+
+
+def test_an_export_with_other_weights_is_not_there_already(graph: StrategyGraph, scope: Scope) -> None:
+    two_worlds(graph, scope)
+    other = Scope(tenant=scope.tenant, user="boris")
+    before = list(graph.export(scope=scope))
+    assert graph.import_(before, scope=other) > 0
+    assert graph.import_(before, scope=other) == 0
+    graph.apply(a_step(graph, scope, delta=1.0), scope=scope)
+    with pytest.raises(ConflictError, match="with other weights"):
+        graph.import_(list(graph.export(scope=scope)), scope=other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        ("edge", "weight", float("nan")),
+        ("edge", "updates", 2**70),
+        ("step", "row", "[]"),
+        ("step", "row", "no JSON"),
+        ("step", "version", 2**70),
+        ("snapshot", "weights", [[0, -1.0, 1, 0.0]]),
+    ],
+)
+def test_an_export_that_was_changed_is_refused_and_nothing_imported(
+    graph: StrategyGraph, scope: Scope, kind: str, field: str, value: object
+) -> None:
+    two_worlds(graph, scope)
+    graph.apply(a_step(graph, scope, delta=1.0), scope=scope)
+    graph.snapshot(scope=scope)
+    lines = [json.loads(line) for line in graph.export(scope=scope)]
+    changed = next(line for line in lines if kind in line and "memweave" not in line)
+    changed[kind][field] = value
+    other = Scope(tenant=scope.tenant, user="boris")
+    with pytest.raises(InputError, match=r"othing was imported"):
+        graph.import_([json.dumps(line) for line in lines], scope=other)
+    assert graph.strategies(scope=other) == []

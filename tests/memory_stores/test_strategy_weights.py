@@ -57,9 +57,10 @@ def build(graph: StrategyGraph, scope: Scope) -> None:
 def step(graph: StrategyGraph, scope: Scope, delta: float = 0.1, **given: object) -> EdgeStep:
     """Return a step that adds `delta` to every weight."""
     edges = graph.edges(scope=scope)
+    tried = next(edge.target for edge in edges if edge.kind is EdgeKind.PATH_STRATEGY)
     return EdgeStep.model_validate(
         {
-            "query": QUESTION, "query_id": "w1", "strategy_id": edges[-1].target, "probability": 0.5, "reward_with": 1.0,
+            "query": QUESTION, "query_id": "w1", "strategy_id": tried, "probability": 0.5, "reward_with": 1.0,
             "reward_without": 0.0, "gradient_norm": 1.5,
             "deltas": [{"kind": e.kind, "source": e.source, "target": e.target, "delta": delta} for e in edges],
             **given,
