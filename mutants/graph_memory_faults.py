@@ -192,8 +192,8 @@ AGENTS = [
         "scores-unbounded",
         "a model may be surer than 85",
         "agents/model_strategist.py",
-        "return max(MIN_SCORE, min(MAX_SCORE, round(given)))",
-        "return max(MIN_SCORE, min(100, round(given)))",
+        "return round(max(MIN_SCORE, min(MAX_SCORE, given)))",
+        "return round(max(MIN_SCORE, min(100, given)))",
         STRATEGIST,
     ),
     Fault(
@@ -312,8 +312,8 @@ MACHINES = [
         "written-again-after-a-break",
         "a strategy that was written before a run broke off gets evidence for it again",
         "graphs/graph_memory_induction.py",
-        "if memory.log(scope=scope, run_id=draft.new.run_id, limit=1):",
-        "if memory.log(scope=scope, run_id=draft.new.run_id, limit=1) and not draft.new:",
+        "if _stands(memory, draft.new, scope):",
+        "if _stands(memory, draft.new, scope) and not draft.new:",
         (f"{BUILD}::test_a_strategy_that_was_written_before_the_break_is_not_written_again",),
     ),
     Fault(
@@ -368,8 +368,8 @@ MACHINES = [
         "feedback-twice",
         "the user's word about one run counts as often as it is said",
         "graphs/graph_memory_feedback.py",
-        "if memory.query(name, scope=scope) is not None:",
-        "if memory.query(name, scope=scope) is not None and not name:",
+        "        if lesson.fresh:\n",
+        "        if lesson.fresh and not name:\n",
         (f"{AGENT}::test_feedback_teaches_a_finished_run_once",),
     ),
     Fault(
@@ -485,4 +485,64 @@ BABYAI = [
     ),
 ]
 
-GRAPH_MEMORY = [*AGENTS, *MACHINES, *BABYAI]
+LESSON = "tests/graphs/test_graph_memory_lessons.py"
+LESSONS = [
+    Fault(
+        "outage-costs-the-lesson",
+        "a query whose strategist is away is put into the graph, so nothing is learned of it later",
+        "graphs/graph_memory_induction.py",
+        'if draft.failure is not None and draft.failure.kind == "unavailable":',
+        'if draft.failure is not None and draft.failure.kind == "timeout":',
+        (f"{LESSON}::test_an_outage_of_the_strategist_costs_no_lesson",),
+    ),
+    Fault(
+        "pair-again-after-a-break",
+        "a run that broke off after its step was taken takes another",
+        "graphs/graph_memory_pairing.py",
+        "            if each.run_id == self.player.run\n",
+        "            if each.run_id is None\n",
+        (f"{LESSON}::test_a_step_of_a_run_that_broke_off_is_taken_once",),
+    ),
+    Fault(
+        "feedback-races",
+        "of two verdicts that arrive together, both count",
+        "memory_stores/strategy_writing.py",
+        "            if fresh:\n",
+        "            if fresh and not outcomes:\n",
+        (f"{LESSON}::test_feedback_that_is_given_twice_at_once_counts_once",),
+    ),
+    Fault(
+        "pairs-without-the-chat",
+        "a follow-up question is rolled out as if nothing had been said before",
+        "graphs/graph_memory_feedback.py",
+        "        history=_before(record),\n",
+        "",
+        (f"{LESSON}::test_pairs_see_the_chat_that_a_question_goes_on_with",),
+    ),
+    Fault(
+        "neighbours-by-chance",
+        "of equally similar queries, some are neighbours",
+        "memory_stores/strategy_reading.py",
+        "if len(hits) < limit or (len(shown) >= k and hits[-1].score < shown[k - 1].score):",
+        "if len(hits) < limit or len(shown) >= k:",
+        ("tests/memory_stores/test_strategy_graph.py::test_of_equally_similar_queries_the_oldest_are_neighbours",),
+    ),
+    Fault(
+        "steps-of-nobody",
+        "a step for a strategy that a user does not have is kept with that user",
+        "memory_stores/strategy_training.py",
+        "if now.strategies.place_of(step.strategy_id) is None:",
+        "if step.deltas and now.strategies.place_of(step.strategy_id) is None:",
+        ("tests/memory_stores/test_strategy_graph.py::test_scopes_see_nothing_of_each_other",),
+    ),
+    Fault(
+        "two-in-one-folder",
+        "two processes train in one folder at once",
+        "src/memweave/recipes/run_file.py",
+        "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        ("tests/cli/test_train_own.py::test_one_process_at_a_time_runs_in_a_folder",),
+    ),
+]
+
+GRAPH_MEMORY = [*AGENTS, *MACHINES, *LESSONS, *BABYAI]

@@ -72,7 +72,7 @@ MEMORY_R1 = [
     Fault(
         "group-without-spread",
         "groups in which two episodes differ pass for groups that teach nothing",
-        "src/memweave/recipes/running.py",
+        "src/memweave/recipes/run_scores.py",
         "return fmean(len(scores) < 2 for scores in groups.values())",
         "return fmean(len(scores) < 3 for scores in groups.values())",
         ("tests/recipes/test_recipes.py::test_groups_without_spread_are_counted",),
