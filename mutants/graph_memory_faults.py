@@ -507,8 +507,8 @@ LESSONS = [
         "feedback-races",
         "of two verdicts that arrive together, both count",
         "memory_stores/strategy_writing.py",
-        "            if fresh:\n",
-        "            if fresh and not outcomes:\n",
+        "            if fresh:\n                raise ConflictError(",
+        "            if fresh and not outcomes:\n                raise ConflictError(",
         (f"{LESSON}::test_feedback_that_is_given_twice_at_once_counts_once",),
     ),
     Fault(
