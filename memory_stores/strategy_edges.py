@@ -13,7 +13,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from memweave.graph_records import EdgeKind
+from memweave.graph_records import EdgeKind, States
 from memweave.memory_stores.probes import reached
 from memweave.memory_stores.schema import graph_edges, graph_paths
 
@@ -103,3 +103,15 @@ def toggle_edges(connection: Connection, partition: str, op_id: UUID) -> None:
     """Take away the edges that an operation made, or bring them back."""
     here = sa.and_(_e.partition == partition, _e.op_id == op_id.hex)
     connection.execute(sa.update(graph_edges).where(here).values(active=1 - _e.active))
+
+
+def set_taken(connection: Connection, partition: str, query: UUID, taken: Sequence[States]) -> None:
+    """Let a query lead to the paths that it took, and to no other."""
+    here = sa.and_(_e.partition == partition, _e.kind == EdgeKind.QUERY_PATH.value, _e.source == query.hex)
+    known = {json.dumps(states, ensure_ascii=False) for states in taken}
+    rows = connection.execute(
+        sa.select(_e.position, _p.states).where(here, _p.partition == partition, _p.path_id == _e.target)
+    ).all()
+    for position, states in rows:
+        update = sa.update(graph_edges).where(_e.position == position)
+        connection.execute(update.values(active=int(json.dumps(json.loads(states), ensure_ascii=False) in known)))

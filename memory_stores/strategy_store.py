@@ -15,7 +15,8 @@ from memweave.memory_stores.case_store import CaseStore
 from memweave.memory_stores.ledger import Ledger, LedgerTransaction
 from memweave.memory_stores.schema import versions
 from memweave.memory_stores.store import Transaction, Vector
-from memweave.memory_stores.strategy_edges import toggle_edges
+from memweave.memory_stores.strategy_edges import set_taken, toggle_edges
+from memweave.memory_stores.strategy_rows import query_of
 from memweave.records import Memory, MemoryOp, ProposedOp, Scope
 
 QUERIES: Final = "queries"
@@ -89,5 +90,11 @@ class GraphStore(CaseStore):
         first = op
         while first.undoes is not None:  # an undo of an undo brings back what the first one made
             first = tx.op(partition, first.undoes, op.scope)
-        toggle_edges(tx.connection, op.scope.partition(STRATEGIES), first.id)
+        if self.collection == QUERIES:
+            # By what the node says, not by the operation: it may have been added several times, with other outcomes.
+            assert done.memory_id is not None
+            taken = [each.states for each in query_of(done.after).outcomes] if done.after else []
+            set_taken(tx.connection, op.scope.partition(STRATEGIES), done.memory_id, taken)
+        else:
+            toggle_edges(tx.connection, op.scope.partition(STRATEGIES), first.id)
         return done

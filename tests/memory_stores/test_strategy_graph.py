@@ -745,3 +745,17 @@ def test_an_export_that_was_changed_is_refused_and_nothing_imported(
     with pytest.raises(InputError, match=r"othing was imported"):
         graph.import_([json.dumps(line) for line in lines], scope=other)
     assert graph.strategies(scope=other) == []
+
+
+def test_a_query_that_was_added_twice_leads_where_its_present_version_went(graph: StrategyGraph, scope: Scope) -> None:
+    new = NewQuery(text="who wrote the red book?", query_id="q")
+    taken = []
+    for states in (SEARCH, LONG):
+        graph.add(new, [RolloutOutcome(states=states, reward=1.0)], scope=scope)
+        added = graph.log(scope=scope)[-1]
+        taken.append(graph.undo(added.id, scope=scope))
+        assert graph.edges(scope=scope) == []
+    graph.undo(taken[0].id, scope=scope)
+    assert [path.id for path in graph.success_paths("q", scope=scope)] == [of(SEARCH)]
+    assert [edge.target for edge in graph.edges(scope=scope)] == [of(SEARCH)]
+    assert graph.check(scope=scope) == []
