@@ -750,8 +750,8 @@ def test_an_export_that_was_changed_is_refused_and_nothing_imported(
 def test_a_query_that_was_added_twice_leads_where_its_present_version_went(graph: StrategyGraph, scope: Scope) -> None:
     new = NewQuery(text="who wrote the red book?", query_id="q")
     taken = []
-    for states in (SEARCH, LONG):
-        graph.add(new, [RolloutOutcome(states=states, reward=1.0)], scope=scope)
+    for took in ([SEARCH], [SEARCH, LONG]):
+        graph.add(new, [RolloutOutcome(states=states, reward=1.0) for states in took], scope=scope)
         added = graph.log(scope=scope)[-1]
         taken.append(graph.undo(added.id, scope=scope))
         assert graph.edges(scope=scope) == []
