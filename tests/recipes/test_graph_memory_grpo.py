@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
-from memweave.errors import SettingsError  # noqa: E402 - after importorskip
+from memweave.errors import InputError, SettingsError  # noqa: E402 - after importorskip
 from memweave.recipes import Place, RecipeResult, TrainSettings, find_recipe  # noqa: E402
 from memweave.recipes.graph_memory import grpo  # noqa: E402
 from memweave.recipes.graph_memory.building import BuildSettings, build  # noqa: E402
@@ -129,6 +129,9 @@ def test_weights_that_are_not_trained_and_another_graph_are_refused(
 ) -> None:
     with pytest.raises(SettingsError, match="are not trained: memweave train graph-memory-weights"):
         run("trained", policy, tmp_path / "a", built.folder)
+    with pytest.raises(InputError, match="holds no graph"):
+        run("trained", policy, tmp_path / "a", tmp_path / "nowhere")
+    assert not (tmp_path / "a").exists()  # so the right graph can be given there
     run("uniform", policy, tmp_path / "b", built.folder)
     with pytest.raises(SettingsError, match="was begun with another graph"):
         run("uniform", policy, tmp_path / "b", trained.folder, resume=True)

@@ -172,6 +172,8 @@ class Recipe:
     """The one role that is trained, when another one plays too and is frozen."""
     takes_data: bool = False
     """Whether `Place.data` means something to it."""
+    check: Callable[[str, Place], None] | None = None
+    """Raises for an arm and a place that cannot be, before anything is made."""
 
     @property
     def partner_role(self) -> str:

@@ -73,6 +73,8 @@ def run_recipe(recipe: Recipe, settings: TrainSettings, place: Place, *, arm: st
         raise SettingsError(
             f"arm {arm} trains all weights, which a vLLM server cannot take over; run it in-process (leave out the server)"
         )
+    if recipe.check is not None:
+        recipe.check(arm, place)
     run = f"{recipe.name}-{arm}-s{settings.seed}"
     base = load_policy_folder(place.base)
     partner = partner_version(recipe, place, base)

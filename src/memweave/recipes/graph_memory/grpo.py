@@ -21,13 +21,15 @@ from memweave.recipes.graph_memory.keeping import GRAPH, HOME, MADE, PACKED, TRA
 from memweave.recipes.graph_memory.players import MAX_TOKENS
 from memweave.recipes.graph_memory.rollouts import Playing, questions, rollout_graph
 from memweave.recipes.graph_memory.weighing import WeightsSettings, train
-from memweave.recipes.recipe import Arm, Recipe, Stage, Staging, TrainSettings
+from memweave.recipes.recipe import Arm, Place, Recipe, Stage, Staging, TrainSettings
 from memweave.tracing import Score, Trace
 from memweave.trainers.credit import broadcast
 from memweave.trainers.rollouts import Task
 from memweave.worlds.fsmqa import FSMQATask, Split
 
 TRAIN_TASKS: Final = 1_000
+PAID: Final = "chosen"
+"""Arm of the weights, where a run trains them itself: one drawn strategy, as each rollout is charged."""
 OWN: Final = "graph"
 """Folder of the graph within that of the run."""
 ADVISED: Final[Mapping[str, str]] = {
@@ -47,11 +49,19 @@ TESTS: Final[Mapping[str, tuple[Split, float]]] = {
 }
 
 
+def check(arm: str, place: Place) -> None:
+    """Raise `InputError` or `SettingsError` for a graph that cannot be, or that nothing would be done with."""
+    if place.data is None:
+        return
+    if ADVISED[arm] == NONE:
+        raise SettingsError(f"arm {arm} has no memory in its prompts; leave out --data {place.data}")
+    if Kept.find(place.data).made.weights_arm is None and arm == "trained":
+        raise SettingsError(f"the weights of {place.data} are not trained: memweave train graph-memory-weights")
+
+
 def stage(given: Staging) -> Stage:
     """Return what an arm is trained on."""
     settings = given.settings
-    if ADVISED[given.arm] == NONE and given.place.data is not None:
-        raise SettingsError(f"arm {given.arm} has no memory in its prompts; leave out --data {given.place.data}")
     train_on = questions("rl", TRAIN_TASKS, settings.seed)
     held_out = questions("val", settings.eval_tasks, settings.seed)
     kept = None if ADVISED[given.arm] == NONE else memory(given)
@@ -112,8 +122,6 @@ def memory(given: Staging) -> Kept:
     if source is not None:
         if (folder / MADE).exists() and Kept.find(folder).made != source.made:
             raise SettingsError(f"{place.out} was begun with another graph than {place.data}. Start a new run")
-        if given.arm == "trained" and source.made.weights_arm is None:
-            raise SettingsError(f"the weights of {place.data} are not trained: memweave train graph-memory-weights")
         folder.mkdir(parents=True, exist_ok=True)
         for name in (GRAPH, PACKED, TRAJECTORIES, MADE):
             if (source.folder / name).exists():
@@ -129,7 +137,8 @@ def memory(given: Staging) -> Kept:
         build(built, BuildSettings(seed=seed), model, say=place.say)
     if given.arm != "trained":
         return Kept.find(built)
-    return train(folder, Kept.find(built), WeightsSettings(seed=seed), model, say=place.say).kept
+    own = WeightsSettings(arm=PAID, seed=seed)
+    return train(folder, Kept.find(built), own, model, say=place.say).kept
 
 
 def charged(arm: str, kept: Kept | None) -> dict[str, int]:
@@ -165,6 +174,7 @@ GRAPH_MEMORY_GRPO: Final = Recipe(
     name="graph-memory-grpo",
     summary="GRPO on FSM-QA with strategies of a frozen graph in the prompt, and without (minutes on a CPU)",
     stage=stage,
+    check=check,
     arms=dict.fromkeys(ADVISED, Arm(lambda seed: broadcast())),
     settings=TrainSettings(
         steps=60,
