@@ -21,6 +21,7 @@ from langgraph.graph import END, START, StateGraph
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from memweave.records import Record
+from memweave.serving.vllm_endpoint import ServerAwayError
 from memweave.serving.vllm_server import VLLMServer
 from memweave.tracing import Sampling, Trace, TraceStore
 from memweave.trainers.grpo import TraceGRPOTrainer
@@ -99,8 +100,13 @@ class Notes(TrainerCallback):
 
 
 def listed(server: VLLMServer) -> list[str]:
-    """Return the adapters that the server itself says it serves."""
-    models: list[dict[str, Any]] = server._endpoint.get("/v1/models")["data"]
+    """Return the adapters that the server itself says it serves; one that was killed meanwhile is waited for, as by the trainer."""
+    try:
+        found = server._endpoint.get("/v1/models")
+    except ServerAwayError:
+        server._endpoint.wait_ready()
+        found = server._endpoint.get("/v1/models")
+    models: list[dict[str, Any]] = found["data"]
     return [model["id"] for model in models if model.get("parent")]
 
 
