@@ -15,11 +15,12 @@ from memweave.graph_records import RolloutOutcome
 from memweave.graphs.graph_memory import GraphMemoryAgent, create_graph_memory_agent
 from memweave.graphs.graph_memory_build import create_build_graph
 from memweave.graphs.graph_memory_feedback import arecord_feedback, record_feedback
+from memweave.graphs.graph_memory_pairing import Pair, Trial, paired_rollouts
 from memweave.memory_stores import StrategyGraph
-from memweave.records import Scope
+from memweave.records import Scope, new_id
 from memweave.testing.models import ScriptedChatModel
 from memweave.trainers.edge_weights import Reinforce
-from tests.graphs.graph_memory_play import KNOWN, Wavering, asked, capital, guessing, lookup, rollouts, searching
+from tests.graphs.graph_memory_play import CHECK, KNOWN, Wavering, asked, capital, guessing, lookup, rollouts, searching
 from tests.graphs.memento_play import Run
 
 
@@ -212,3 +213,20 @@ def test_rewards_of_numpy_are_rewards(run: Run, strategies: StrategyGraph, scope
     out = run(agent(["Oslo"], strategies, scope), question("Norway"))
     learned = record_feedback(strategies, out, np.float32(1.0), scope=scope)  # type: ignore[arg-type]
     assert isinstance(learned.outcome, RolloutOutcome)
+
+
+def test_a_step_is_found_again_however_many_others_were_taken_since(
+    run: Run, strategies: StrategyGraph, scope: Scope
+) -> None:
+    run(
+        create_build_graph(rollouts(Wavering()), strategies, scope=scope, samples=2),
+        {"queries": [capital("Peru").model_dump()]},
+    )
+    pairing, learner, own = paired_rollouts(rollouts(guessing), Reinforce()), Reinforce(0.01), str(new_id())
+    taken = []
+    for trace in (own, *(str(new_id()) for _ in range(70))):
+        active = strategies.activate(capital("Chad").text, scope=scope)
+        taken.append(strategies.apply(learner.step(active, 0, 1.0, 0.0, trace_with=trace), scope=scope))
+    trial = Trial(task=capital("Chad"), guidance=CHECK, activated=1)
+    pair = Pair(trial=trial, reward_with=1.0, reward_without=0.0, trace_with=own)
+    assert pairing.taken(strategies, [pair], scope=scope)[own] == taken[0]

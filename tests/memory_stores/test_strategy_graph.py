@@ -759,3 +759,21 @@ def test_a_query_that_was_added_twice_leads_where_its_present_version_went(graph
     assert [path.id for path in graph.success_paths("q", scope=scope)] == [of(SEARCH)]
     assert [edge.target for edge in graph.edges(scope=scope)] == [of(SEARCH)]
     assert graph.check(scope=scope) == []
+
+
+def test_at_a_threshold_of_1_a_summary_is_still_the_same_as_itself(tmp_path: Path) -> None:
+    anna = Scope(user="anna")
+    with open_strategies(tmp_path, embedding="hashing", settings=StrategySettings(match_threshold=1.0)) as graph:
+        graph.add(NewQuery(text="who?"), [RolloutOutcome(states=SEARCH, reward=1.0)], scope=anna)
+        for _ in range(2):
+            for number in range(30):
+                summary = f"consider searching {number} times before answering question {number * 7}"
+                new = NewStrategy(summary=summary, kind=StrategyKind.CONTRAST, score=60)
+                graph.write(new, [of(SEARCH)], scope=anna, reason="r")
+        assert len(graph.strategies(scope=anna)) == 30
+
+
+def test_a_change_without_a_reason_is_refused_by_name(graph: StrategyGraph, scope: Scope) -> None:
+    first, _ = two_worlds(graph, scope)
+    with pytest.raises(InputError, match="needs a reason"):
+        graph.contradict(first, scope=scope, reason=" ")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -213,8 +214,10 @@ def test_no_gap_is_no_change(active: Activation, reward: float) -> None:
     assert (step.deltas, step.gap) == ((), 0.0)
 
 
-@pytest.mark.parametrize("rewards", [(1.5, 0.0), (0.0, -0.1), (math.nan, 0.0), (0.0, math.inf)])
-def test_a_reward_out_of_its_range_is_refused(rewards: tuple[float, float]) -> None:
+@pytest.mark.parametrize(
+    "rewards", [(1.5, 0.0), (0.0, -0.1), (math.nan, 0.0), (0.0, math.inf), (None, 0.0), ("1", 0.0)]
+)
+def test_a_reward_out_of_its_range_is_refused(rewards: tuple[Any, float]) -> None:
     with pytest.raises(RewardError, match="a reward is a number from 0 to 1"):
         Reinforce().step(activation(SIMILAR, QUERY_PATH, PATH_STRATEGY), 0, *rewards)
 
