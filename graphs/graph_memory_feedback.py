@@ -256,8 +256,8 @@ def lesson_of(record: RolloutRecord, reward: float) -> Lesson:
 
 def _before(record: RolloutRecord) -> tuple[ChatMessage, ...]:
     """Return what user and agent had said when the question was asked."""
-    asked = next(
-        (place for place, said in enumerate(record.dialogue) if said.role == "user" and said.text == record.query), 0
+    asked = max(
+        (at for at, said in enumerate(record.dialogue) if (said.role, said.text) == ("user", record.query)), default=0
     )
     return tuple(
         said

@@ -38,11 +38,8 @@ from memweave.memory_stores.strategy_activation import Activation
 from memweave.memory_stores.strategy_graph import ScoredStrategy, StrategyGraph
 from memweave.records import Record, Scope
 
-RECENT: Final = 64
-"""Latest steps, or as many as a batch takes if those are more, among which one is looked for that was taken already, where the id of its
-trace does not tell when that began."""
-CLOCKS: Final = timedelta(minutes=5)
-"""By which the clocks of programs that share a graph may differ."""
+SLACK: Final = timedelta(seconds=1)
+"""By which the id of a trace may be ahead of the clock that its step is dated with."""
 
 
 class Learner(Protocol):
@@ -188,12 +185,7 @@ class Pairing:
         traces = {pair.trace_with for pair in pairs if pair.trace_with is not None}
         if not traces:
             return {}
-        times = [_began(trace) for trace in traces]
-        latest = (
-            memory.updates(scope=scope, limit=max(RECENT, 2 * len(pairs)))
-            if None in times
-            else memory.updates(scope=scope, since=min(time for time in times if time is not None))
-        )
+        latest = memory.updates(scope=scope, since=min(map(_began, traces)) - SLACK)
         return {each.trace_with: each for each in latest if each.trace_with in traces and each.trace_with}
 
     def steps(self, memory: StrategyGraph, pairs: Sequence[Pair], *, scope: Scope, epoch: int = 0) -> list[WeightRow]:
@@ -235,7 +227,7 @@ class Pairing:
         run: of the draw.  Raises as `Player.play`.
         """
         activation = memory.activate(task.text, scope=scope, exclude=name_of(task))
-        if before := self._before(memory, task, activation, scope):
+        if before := self._earlier(memory, task, activation, scope):
             return before, ()
         trials, failures = apart(self.trials(task, activation, run))
         pairs, failed = self.pairs(trials, self.player.play(self.jobs(trials, 0)))
@@ -244,13 +236,13 @@ class Pairing:
     async def atry_out(self, memory: StrategyGraph, task: QueryTask, *, scope: Scope, run: str) -> Tried:
         """Do what `try_out` does."""
         activation = await memory.aactivate(task.text, scope=scope, exclude=name_of(task))
-        if before := await asyncio.to_thread(self._before, memory, task, activation, scope):
+        if before := await asyncio.to_thread(self._earlier, memory, task, activation, scope):
             return before, ()
         trials, failures = apart(self.trials(task, activation, run))
         pairs, failed = self.pairs(trials, await self.player.aplay(self.jobs(trials, 0)))
         return await asyncio.to_thread(self.steps, memory, pairs, scope=scope), (*failures, *failed)
 
-    def _before(self, memory: StrategyGraph, task: QueryTask, activation: Activation, scope: Scope) -> list[WeightRow]:
+    def _earlier(self, memory: StrategyGraph, task: QueryTask, activation: Activation, scope: Scope) -> list[WeightRow]:
         """Return the steps that were taken for this query already. Its rollouts were others', so their traces do not tell."""
         taken = memory.updates(scope=scope, query_id=name_of(task))
         return [
@@ -260,15 +252,9 @@ class Pairing:
         ]
 
 
-def _began(trace_id: str) -> datetime | None:
-    """Return the earliest time at which a trace can have begun, by its id; `None` for one that does not tell."""
-    try:
-        known = UUID(trace_id)
-    except ValueError:
-        return None
-    if known.version != 7:
-        return None
-    return datetime.fromtimestamp((known.int >> 80) / 1_000, UTC) - CLOCKS
+def _began(trace_id: str) -> datetime:
+    """Return when a trace of ours began: its id is a UUIDv7."""
+    return datetime.fromtimestamp((UUID(trace_id).int >> 80) / 1_000, UTC)
 
 
 def apart(found: Sequence[Trial | Failure]) -> tuple[list[Trial], list[Failure]]:

@@ -27,13 +27,15 @@ from typing_extensions import TypedDict
 from memweave.errors import InputError, SettingsError
 from memweave.graphs.graph_memory_context import GraphMemoryContext
 from memweave.graphs.graph_memory_guidance import Strategies, StrategySource
-from memweave.graphs.graph_memory_pairing import RECENT, Pair, Pairing, Trial, WeightRow, apart
+from memweave.graphs.graph_memory_pairing import Pair, Pairing, Trial, WeightRow, apart
 from memweave.graphs.graph_memory_play import Failure, Played, QueryTask, name_of, query_tasks
 from memweave.graphs.session import DefaultScope, Node, current_scope, quiet_known_types
 from memweave.memory_stores.strategy_activation import Activation
 
 MOST_QUERIES: Final = 1_000_000
 """Queries of one run, each as often as it is tried."""
+MOST_AT_ONCE: Final = 64
+"""Queries of a batch: their rollouts are in the state together."""
 
 Stopped = Literal["done", "budget", "plateau"]
 """done: all epochs are over.  budget: no rollout is left.  plateau: the held-out gap did not grow any more."""
@@ -297,8 +299,8 @@ def create_weights_graph(
     for name, value in {"epochs": epochs, "batch": batch, "patience": patience}.items():
         if value < 1:
             raise SettingsError(f"{name} = {value}: give 1 at least")
-    if batch > RECENT:
-        raise SettingsError(f"batch = {batch}: {RECENT} at most")
+    if batch > MOST_AT_ONCE:
+        raise SettingsError(f"batch = {batch}: {MOST_AT_ONCE} at most")
     if pairing.every and most_rollouts is not None:
         raise SettingsError(
             "most_rollouts cannot be kept where every strategy is tried: a query takes as many as it activates"

@@ -108,10 +108,10 @@ def toggle_edges(connection: Connection, partition: str, op_id: UUID) -> None:
 def set_taken(connection: Connection, partition: str, query: UUID, taken: Sequence[States]) -> None:
     """Let a query lead to the paths that it took, and to no other."""
     here = sa.and_(_e.partition == partition, _e.kind == EdgeKind.QUERY_PATH.value, _e.source == query.hex)
-    known = {json.dumps(states, ensure_ascii=False) for states in taken}
+    known = {json.dumps(states, ensure_ascii=False) for states in taken}  # as `add_paths` writes them
     rows = connection.execute(
         sa.select(_e.position, _p.states).where(here, _p.partition == partition, _p.path_id == _e.target)
     ).all()
     for position, states in rows:
         update = sa.update(graph_edges).where(_e.position == position)
-        connection.execute(update.values(active=int(json.dumps(json.loads(states), ensure_ascii=False) in known)))
+        connection.execute(update.values(active=int(states in known)))

@@ -525,7 +525,9 @@ LESSONS = [
         "memory_stores/strategy_reading.py",
         "if len(hits) < limit or (len(shown) >= k and hits[-1].score < shown[k - 1].score):",
         "if len(hits) < limit or len(shown) >= k:",
-        ("tests/memory_stores/test_strategy_graph.py::test_of_equally_similar_queries_the_oldest_are_neighbours",),
+        (
+            "tests/memory_stores/test_strategy_graph_guards.py::test_of_equally_similar_queries_the_oldest_are_neighbours",
+        ),
     ),
     Fault(
         "steps-of-nobody",

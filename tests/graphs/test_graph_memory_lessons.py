@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import numpy as np
 import pytest
 from langchain_core.messages import AIMessage, BaseMessage
 from langgraph.checkpoint.memory import InMemorySaver
@@ -131,6 +132,9 @@ def test_pairs_see_the_chat_that_a_question_goes_on_with(run: Run, strategies: S
     run(graph, {"messages": "And of its northern neighbour?", "ground_truth": "Oslo"}, thread)
     chat = ["What is the capital of Cuba?", "Oslo", "And of its northern neighbour?"]
     assert seen == [chat] * 3  # the agent, and both sides of the pair
+    seen.clear()
+    run(graph, {**question("Cuba"), "ground_truth": "Oslo"}, thread)  # in the same words as at the beginning
+    assert seen == [[*chat, "Oslo", "What is the capital of Cuba?"]] * 3
 
 
 def test_a_step_of_a_run_that_broke_off_is_taken_once(
@@ -202,16 +206,16 @@ def test_queries_with_long_ids_do_not_pass_for_each_other(run: Run, strategies: 
 
 
 def test_what_is_no_run_at_all_is_refused_by_name(strategies: StrategyGraph, scope: Scope) -> None:
-    for wrong in (None, "run", {"record": None}):
+    wrongs: list[Any] = [None, "run", {"record": None}]
+    for wrong in wrongs:
         with pytest.raises(InputError, match="no finished run"):
-            record_feedback(strategies, wrong, 1.0, scope=scope)  # type: ignore[arg-type]
+            record_feedback(strategies, wrong, 1.0, scope=scope)
 
 
 def test_rewards_of_numpy_are_rewards(run: Run, strategies: StrategyGraph, scope: Scope) -> None:
-    import numpy as np
-
+    reward: Any = np.float32(1.0)
     out = run(agent(["Oslo"], strategies, scope), question("Norway"))
-    learned = record_feedback(strategies, out, np.float32(1.0), scope=scope)  # type: ignore[arg-type]
+    learned = record_feedback(strategies, out, reward, scope=scope)
     assert isinstance(learned.outcome, RolloutOutcome)
 
 
